@@ -1,0 +1,227 @@
+"Every clip is predicted once, a segment counts once, each view is scored by itself"
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import recall_score
+
+from fmhar.backbones import Features
+from fmhar.errors import InputError
+from fmhar.evaluation import Predictions, order_test, predict, random_baseline, score
+
+CLASSES = ['closing', 'opening', 'eating', 'writing', 'reading', 'sitting']
+VIEWS = ['inner_mirror', 'ceiling', 'kinect_color']
+PAIRS = [('closing', 'opening')]
+
+
+def clips(n_events=30, n_clips=3, seed=0):
+    "A table of clips in random row order"
+    rng = np.random.default_rng(seed)
+    label = rng.choice(CLASSES[:5], n_events)  # nobody sits still
+    rows = [
+        dict(segment=e * len(VIEWS) + v, clip=c, event=f'e{e}', view=view, split='test')
+        | dict(subject=f'vp{e % 4}', label=label[e], frames=(c, c + 5), start=e)
+        for e in range(n_events)
+        for v, view in enumerate(VIEWS)
+        for c in range(n_clips)
+    ]
+    table = pd.DataFrame(rows).sample(frac=1, random_state=seed).reset_index(drop=True)
+    table.attrs = dict(classes=CLASSES, trained_view=VIEWS[0], view_names={'ceiling': 'back'})
+    return table
+
+
+def predictions(n_probes=2, seed=0, **options):
+    table = clips(seed=seed, **options)
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n_probes, len(table), len(CLASSES))).astype(np.float32)
+    return Predictions(table, logits, [f'probe {i}' for i in range(n_probes)], CLASSES)
+
+
+@dataclass
+class Spec:
+    name: str
+
+
+@dataclass
+class InMemory:
+    "The part of a feature dataset that evaluation uses; remembers what was asked for"
+
+    table: pd.DataFrame
+    features: torch.Tensor  # (n, T, D)
+    classes: list = field(default_factory=lambda: CLASSES)
+    asked: list = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.table)
+
+    def batch(self, indices):
+        self.asked.extend(indices)
+        return Features(
+            self.features[indices], self.features[indices][:, :, None].repeat(1, 1, 2, 1)
+        )
+
+
+class Bank(torch.nn.Module):
+    "Two probes: one is blind to order, one is not; in training mode dropout would show"
+
+    specs, needs_tokens = [Spec('mean'), Spec('last')], False
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = torch.nn.Linear(4, len(CLASSES)), torch.nn.Dropout(0.5)
+
+    def forward(self, features):
+        pooled = torch.stack([features.cls.mean(1), features.tokens[:, -1].mean(1)])
+        return self.linear(self.dropout(pooled))
+
+
+def dataset(n_events=7, n_frames=5, dtype=torch.float16):
+    table = clips(n_events)
+    generator = torch.Generator().manual_seed(0)
+    return InMemory(table, torch.randn(len(table), n_frames, 4, generator=generator).to(dtype))
+
+
+OPTIONS = dict(device='cpu', progress=False)
+
+
+@pytest.mark.parametrize('batch_size', [1, 8, 63, 64, 1000])
+def test_each_clip_is_read_and_answered_once(batch_size):
+    data, bank = dataset(), Bank()
+    p = predict(bank, data, batch_size=batch_size, **OPTIONS)
+    assert sorted(data.asked) == list(range(len(data)))
+    assert p.logits.shape == (2, 63, len(CLASSES)) and p.logits.dtype == np.float32
+    one = data.batch([5])
+    with torch.no_grad():
+        alone = bank.eval()(Features(one.cls.float(), one.tokens.float()))
+    np.testing.assert_allclose(p.logits[:, 5], alone[:, 0], atol=1e-6)
+    pd.testing.assert_frame_equal(p.table, data.table)
+
+
+def test_bf16_answers_are_close():
+    bank = Bank()
+    exact = predict(bank, dataset(), **OPTIONS).logits
+    half = predict(bank, dataset(), precision='bf16', **OPTIONS).logits
+    assert 0 < np.abs(half - exact).max() < 0.03
+
+
+def test_a_diverged_probe_is_named():
+    data = dataset()
+    data.features[3, -1, 0] = torch.inf  # the mean sees it too
+    with pytest.raises(InputError, match='mean, last'):
+        predict(Bank(), data, **OPTIONS)
+
+
+def test_order_test_tells_blind_heads_from_others():
+    rows = order_test(Bank(), dataset(), **OPTIONS).set_index(['probe', 'frames'])
+    assert rows.change['mean'].max() < 1e-5 and (rows.same_class['mean'] == 1).all()
+    assert rows.change['last'].min() > 0.05 and (rows.same_class['last'] < 1).all()
+
+
+def test_shuffling_is_the_same_however_clips_are_batched():
+    one = order_test(seeded_bank(), dataset(), batch_size=1, **OPTIONS)
+    many = order_test(seeded_bank(), dataset(), batch_size=50, **OPTIONS)
+    pd.testing.assert_frame_equal(one, many, atol=1e-6)
+
+
+def seeded_bank():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Bank()
+
+
+def test_clip_logits_are_averaged_by_segment_whatever_the_row_order():
+    p = predictions()
+    s = p.mean_clips()
+    assert len(s.table) == 90 and s.table.segment.is_unique
+    assert not {'clip', 'frames'} & set(s.table.columns)
+    for i in (0, 17, 89):
+        mine = (p.table.segment == s.table.segment[i]).to_numpy()
+        assert mine.sum() == 3
+        np.testing.assert_allclose(s.logits[:, i], p.logits[:, mine].mean(1), atol=1e-6)
+        assert s.table.label[i] == p.table.label[mine].iloc[0]
+    assert s.table.attrs == p.table.attrs
+
+
+def test_logits_are_averaged_not_probabilities_nor_votes():
+    p = predictions(n_events=1)
+    p.logits[:] = 0
+    first, *others = np.flatnonzero(p.table.segment == 0)
+    p.logits[:, first, 0], p.logits[:, others, 1] = 9, 3  # one sure clip against two
+    i = int(np.flatnonzero(p.mean_clips().table.segment == 0)[0])
+    assert p.mean_clips().logits[0, i].argmax() == 0
+
+
+def test_files_give_back_what_was_saved(tmp_path):
+    p = predictions()
+    p.save(tmp_path / 'p.parquet')
+    again = Predictions.load(tmp_path / 'p.parquet')
+    pd.testing.assert_frame_equal(again.table, p.table)
+    np.testing.assert_array_equal(again.logits, p.logits)
+    assert (again.probes, again.classes, again.table.attrs) == (p.probes, CLASSES, p.table.attrs)
+    plain = pd.read_parquet(tmp_path / 'p.parquet')  # without this package
+    np.testing.assert_array_equal(np.stack(plain['logits probe 1']), p.logits[1])
+
+
+@pytest.mark.parametrize('keep', [0, 4, 100, -1])
+def test_a_broken_file_is_refused(tmp_path, keep):
+    path = tmp_path / 'p.parquet'
+    predictions().save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match='p.parquet'):
+        Predictions.load(path)
+
+
+def test_scores_are_those_of_the_segments_of_each_view():
+    p = predictions()
+    rows = score(p, trained_view=VIEWS[0], pairs=PAIRS).set_index(['probe', 'view'])
+    s = p.mean_clips()
+    of_view = (s.table.view == 'ceiling').to_numpy()
+    truth, guess = s.labels[of_view], s.of('probe 1')[of_view].argmax(1)
+    theirs = recall_score(truth, guess, labels=np.unique(truth), average='macro')
+    assert rows.balanced_accuracy['probe 1', 'ceiling'] == pytest.approx(theirs)
+    assert rows.n['probe 1', 'ceiling'] == 30 and (rows.n_classes == 6).all()
+    assert (rows.n_classes_present == len(set(s.table.label))).all()
+    pd.testing.assert_frame_equal(rows, score(s, trained_view=VIEWS[0], pairs=PAIRS).set_index(
+        ['probe', 'view']))  # fmt: skip
+
+
+def test_novel_is_the_unweighted_mean_over_novel_views():
+    p = predictions()
+    few = (p.table.view != 'ceiling') | p.table.event.isin([f'e{i}' for i in range(8)])
+    p = Predictions(p.table[few], p.logits[:, few], p.probes, CLASSES)
+    rows = score(p, trained_view=VIEWS[0], pairs=PAIRS).set_index(['probe', 'view'])
+    assert rows.n['probe 0', 'ceiling'] == 8  # and yet it weighs as much as the other view
+    for metric in ('balanced_accuracy', 'top1', 'top5', 'within_pair'):
+        views = rows[metric].unstack()
+        np.testing.assert_allclose(views['novel'], views[VIEWS[1:]].mean(axis=1))
+    assert rows.n['probe 0', 'novel'] == 38
+
+
+def test_only_the_trained_view_leaves_no_novel_row():
+    p = predictions()
+    only = (p.table.view == VIEWS[0]).to_numpy()
+    rows = score(
+        Predictions(p.table[only], p.logits[:, only], p.probes, CLASSES), trained_view=VIEWS[0]
+    )
+    assert list(rows.view) == [VIEWS[0]] * 2 and list(rows.probe) == p.probes
+
+
+def test_random_row_is_what_constant_scores_get():
+    p = predictions()
+    p.logits[:] = 0
+    options = dict(trained_view=VIEWS[0], pairs=PAIRS)
+    flat, random = score(p, **options), random_baseline(p, **options)
+    assert len(random) == 4 and set(random.probe) == {'random'}
+    for metric in ('top1', 'top5', 'within_pair'):
+        np.testing.assert_allclose(random[metric], flat[metric][:4])
+    np.testing.assert_allclose(random.balanced_accuracy, 1 / 6)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match='inner_mirror'):
+        score(predictions(), trained_view='inner_miror')
+    with pytest.raises(InputError, match='probe 0'):
+        predictions().of('probe 7')

@@ -1,0 +1,137 @@
+"Metrics agree with scikit-learn and torchmetrics, and do what is stated where those leave it open"
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from torchmetrics.functional import classification as tm
+
+from fmhar import metrics
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+
+
+@st.composite
+def problems(draw, ties=False):
+    "(labels, scores, number of classes), with classes that never occur"
+    n_classes = draw(st.integers(2, 8))
+    n = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    present = rng.permutation(n_classes)[: draw(st.integers(1, n_classes))]
+    scores = rng.integers(0, 3, (n, n_classes)) if ties else rng.normal(size=(n, n_classes))
+    return rng.choice(present, n), scores.astype(float), n_classes
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems())
+def test_accuracies_agree_with_scikit_learn(problem):
+    y, scores, n_classes = problem
+    pred = scores.argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # scikit-learn warns of predictions of an absent class
+        theirs = sk.balanced_accuracy_score(y, pred)
+    assert metrics.balanced_accuracy(y, pred, n_classes) == pytest.approx(theirs)
+    assert metrics.top_k_accuracy(y, scores, 1) == pytest.approx(sk.accuracy_score(y, pred))
+    for k in range(1, n_classes) if n_classes > 2 else ():  # for two it takes one score column
+        theirs = sk.top_k_accuracy_score(y, scores, k=k, labels=np.arange(n_classes))
+        assert metrics.top_k_accuracy(y, scores, k) == pytest.approx(theirs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems())
+def test_accuracies_agree_with_torchmetrics(problem):
+    y, scores, n_classes = problem
+    pred = scores.argmax(1)
+    t_y, t_pred, t_scores = (torch.from_numpy(a) for a in (y, pred, scores))
+    counts = tm.multiclass_confusion_matrix(t_pred, t_y, n_classes)
+    np.testing.assert_array_equal(metrics.confusion(y, pred, n_classes), counts)
+    recall = tm.multiclass_recall(t_pred, t_y, n_classes, average='none').numpy()
+    ours = metrics.per_class_accuracy(y, pred, n_classes)
+    present = np.isin(np.arange(n_classes), y)
+    np.testing.assert_array_equal(np.isnan(ours), ~present)
+    np.testing.assert_allclose(ours[present], recall[present], atol=1e-6)
+    for k in range(1, n_classes):
+        theirs = tm.multiclass_accuracy(t_scores, t_y, n_classes, average='micro', top_k=k)
+        assert metrics.top_k_accuracy(y, scores, k) == pytest.approx(float(theirs), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(problems(ties=True), st.integers(1, 8))
+def test_a_shared_tie_is_the_mean_over_random_tie_breaks(problem, k):
+    y, scores, _ = problem
+    rng = np.random.default_rng(0)
+    broken = [
+        metrics.top_k_accuracy(y, scores + rng.random(scores.shape) / 2, k) for _ in range(400)
+    ]
+    error = np.std(broken) / np.sqrt(len(broken))
+    assert abs(np.mean(broken) - metrics.top_k_accuracy(y, scores, k)) <= 5 * error + 1e-9
+
+
+@settings(deadline=None, max_examples=30)
+@given(problems(ties=True))
+def test_metrics_do_not_depend_on_the_order_of_clips_or_classes(problem):
+    y, scores, n_classes = problem
+    rng = np.random.default_rng(0)
+    clips, classes = rng.permutation(len(y)), rng.permutation(n_classes)
+    again = np.argsort(classes)[y[clips]], scores[clips][:, classes]
+    for k in (1, 2, n_classes):
+        assert metrics.top_k_accuracy(*again, k) == pytest.approx(
+            metrics.top_k_accuracy(y, scores, k)
+        )
+    place = np.argsort(classes)
+    here = metrics.within_pair_accuracy(y, scores, [(0, 1)])
+    there = metrics.within_pair_accuracy(*again, [(place[1], place[0])])
+    assert there == pytest.approx(here, nan_ok=True)
+
+
+def test_a_mean_over_classes_leaves_absent_ones_out_and_counts_the_rest():
+    y, pred = np.array([0, 0, 2]), np.array([0, 1, 2])
+    assert metrics.balanced_accuracy(y, pred, 5) == pytest.approx((0.5 + 1) / 2)
+    assert metrics.n_classes_present(y) == 2
+
+
+def test_nothing_to_score_is_nan_and_no_warning():
+    y, scores = np.array([], int), np.zeros((0, 3))
+    values = [
+        metrics.balanced_accuracy(y, y, 3),
+        metrics.top_k_accuracy(y, scores, 1),
+        metrics.within_pair_accuracy(y, scores, [(0, 1)]),
+        *metrics.per_class_accuracy(y, y, 3),
+    ]
+    assert np.isnan(values).all()
+    assert metrics.confusion(y, y, 3).sum() == 0
+
+
+@pytest.mark.parametrize('k', [1, 2, 5, 9])
+def test_a_head_that_says_nothing_scores_chance(k):
+    y = np.arange(100) % 7
+    assert metrics.top_k_accuracy(y, np.zeros((100, 7)), k) == pytest.approx(metrics.chance(7, k))
+    assert metrics.within_pair_accuracy(y, np.zeros((100, 7)), [(0, 1), (2, 3)]) == 0.5
+
+
+def test_within_a_pair_the_commoner_class_is_worth_no_more():
+    y = np.array([0] * 90 + [1] * 10)
+    always_first = np.tile([1.0, 0.0, 5.0], (100, 1))
+    assert metrics.within_pair_accuracy(y, always_first, [(0, 1)]) == 0.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems())
+def test_within_a_pair_it_is_the_balanced_accuracy_of_a_two_class_problem(problem):
+    y, scores, n_classes = problem
+    ours = metrics.within_pair_accuracy(y, scores, [(0, 1)])
+    of_pair = np.isin(y, [0, 1])
+    if len(np.unique(y[of_pair])) < 2:
+        assert np.isnan(ours)
+    else:
+        theirs = sk.balanced_accuracy_score(y[of_pair], scores[of_pair][:, :2].argmax(1))
+        assert ours == pytest.approx(theirs)
