@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPEN_MAPS', 'SHARD_BYTES', 'SHARD_SECONDS', 'as_half', 'pool_tokens', 'FeatureStore', 'token_name', 'write_shard',
-           'read_shard', 'video_identity', 'clip_keys', 'Job', 'units_of', 'plan_job', 'decode_job', 'Batch', 'decode',
-           'decode_ahead', 'Assembly', 'encode_clips', 'as_units', 'ShardWriter', 'Extraction', 'extract', 'plan_jobs',
-           'failures', 'FeatureDataset']
+           'read_shard', 'video_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly',
+           'encode_clips', 'batches', 'encode_batch', 'ShardWriter', 'Extraction', 'extract', 'plan_jobs', 'failures',
+           'FeatureDataset']
 
 # %% ../nbs/05_features.ipynb #5ab07172
 import os
@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
 
@@ -234,116 +234,87 @@ def clip_keys(
     pairs = zip(map(videos.get, clips.path), clips.frames)
     return [video and fingerprint([video, frames, encoder], 20) for video, frames in pairs]
 
-# %% ../nbs/05_features.ipynb #9fd16238
+# %% ../nbs/05_features.ipynb #e6aad351
 @dataclass
 class Job:
     "What is missing of one video"
 
     path: str
+    kind: str  # of the encoder: 'image' or 'video'
     clips: dict[str, tuple[int, ...]]  # key -> frames
-    batches: list[list[tuple[int, ...]]]  # of units, sorted by their last frame
 
+    def units(
+        self,
+        frames: tuple[int, ...],  # of a clip
+    ) -> list[tuple[int, ...]]:
+        "What is encoded as a whole: each frame, or the clip"
+        return [(f,) for f in frames] if self.kind == 'image' else [frames]
 
-def units_of(frames: tuple[int, ...], kind: str) -> list[tuple[int, ...]]:
-    "What is encoded as a whole: each frame, or the clip"
-    return [(f,) for f in frames] if kind == 'image' else [tuple(frames)]
+    def todo(self) -> list[tuple[int, ...]]:
+        "Every unit once, in the order in which a sweep completes them"
+        units = {u for frames in self.clips.values() for u in self.units(frames)}
+        return sorted(units, key=lambda u: (u[-1], u))
 
-
-def plan_job(
-    path: str,
-    clips: dict[str, tuple[int, ...]],  # all clips of this video
-    missing: set[str],  # keys of those to compute
-    kind: str,  # 'image' or 'video'
-    batch_size: int,  # units
-) -> Job:
-    "The batches that the missing clips of a video need"
-    every = {u for frames in clips.values() for u in units_of(frames, kind)}
-    units = sorted(every, key=lambda u: (u[-1], u))
-    batches = [units[i : i + batch_size] for i in range(0, len(units), batch_size)]
-    clips = {k: f for k, f in clips.items() if k in missing}
-    wanted = {u for frames in clips.values() for u in units_of(frames, kind)}
-    return Job(path, clips, [b for b in batches if not wanted.isdisjoint(b)])
-
-# %% ../nbs/05_features.ipynb #a4d3a172
-def decode_job(
-    job: Job,
-    transform: Transform,
-) -> Iterator[tuple[list, np.ndarray]]:  # units, uint8 (n, T, 3, H, W) with T frames a unit
-    "Batches of one video, as they become whole; ends in `VideoError` where it cannot be read"
-    uses = Counter(f for batch in job.batches for unit in batch for f in unit)
-    held, batches = {}, deque(job.batches)
-
-    def leave(units):
-        frames = np.stack([np.stack([held[f] for f in u]) for u in units])
-        uses.subtract(f for u in units for f in u)
-        for f in [f for f in held if uses[f] <= 0]:
-            del held[f]
-        return units, frames
-
-    try:
-        for index, image in sweep(job.path, list(uses), transform):
-            held[index] = image
-            while batches and batches[0][-1][-1] <= index:
-                yield leave(batches.popleft())
-    except VideoError as error:
-        whole = [u for u in batches[0] if all(f in held for f in u)]
-        if whole:
-            yield leave(whole)
-        raise error
-
-# %% ../nbs/05_features.ipynb #1e9a6090
+# %% ../nbs/05_features.ipynb #3fbe53a6
 @dataclass
-class Batch:
-    "Frames on their way to the encoder"
+class Decoded:
+    "A unit on its way to the encoder, or the error that ended its video"
 
     job: Job
-    units: list = field(default_factory=list)
-    frames: np.ndarray | None = None  # (n, T, 3, H, W) uint8
-    error: VideoError | None = None  # the video ended here
+    unit: tuple[int, ...] = ()
+    frames: np.ndarray | None = None  # (T, 3, H, W) uint8
+    error: VideoError | None = None
     seconds: float = 0  # spent on decoding
 
 
 def decode(
     job: Job,
     transform: Transform,
-) -> Iterator[Batch]:
-    "Batches of one video; an unreadable video ends in a batch that says so"
-    batches, start = decode_job(job, transform), time.perf_counter()
+) -> Iterator[Decoded]:
+    "The units of one video, decoded in one sweep"
+    units = deque(job.todo())
+    uses, held = Counter(f for u in units for f in u), {}
+    start = time.perf_counter()
     try:
-        for units, frames in batches:
-            yield Batch(job, units, frames, seconds=time.perf_counter() - start)
-            start = time.perf_counter()
+        for index, image in sweep(job.path, list(uses), transform):
+            held[index] = image
+            while units and units[0][-1] == index:
+                unit = units.popleft()
+                frames = np.stack([held[f] for f in unit])
+                uses.subtract(unit)
+                for f in {f for f in unit if not uses[f]}:
+                    del held[f]
+                yield Decoded(job, unit, frames, seconds=time.perf_counter() - start)
+                start = time.perf_counter()
     except VideoError as e:
-        yield Batch(job, error=e, seconds=time.perf_counter() - start)
+        yield Decoded(job, error=e, seconds=time.perf_counter() - start)
 
-
+# %% ../nbs/05_features.ipynb #1e9a6090
 def decode_ahead(
     jobs: Iterable[Job],
     transform: Transform,
-    workers: int,  # threads; 0 decodes here, when a batch is asked for
-) -> Iterator[Batch]:
-    "Batches of all videos, as they come"
+    workers: int,  # threads; 0 decodes here, when a unit is asked for
+    waiting: int = 64,  # units decoded ahead, at most
+) -> Iterator[Decoded]:
+    "Units of all videos, as they come"
     if workers == 0:
         for job in jobs:
             yield from decode(job, transform)
         return
-    todo, ready, stop = Queue(), Queue(2 * workers), threading.Event()
+    todo, ready, stop = Queue(), Queue(waiting), threading.Event()
     for job in jobs:
         todo.put(job)
-    threads = [
-        threading.Thread(target=_decode_worker, args=(todo, ready, stop, transform), daemon=True)
-        for _ in range(workers)
-    ]
-    for thread in threads:
-        thread.start()
+    args = todo, ready, stop, transform
+    for _ in range(workers):
+        threading.Thread(target=_decode_worker, args=args, daemon=True).start()
     try:
-        alive = workers
-        while alive:
+        while workers:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
-            alive -= item is None
-            if item is not None:
+            if item is None:
+                workers -= 1
+            else:
                 yield item
     finally:
         stop.set()
@@ -354,27 +325,27 @@ def _decode_worker(todo, ready, stop, transform):
         while not stop.is_set():
             try:
                 return ready.put(item, timeout=0.1)
-            except Full:
+            except Full:  # look again whether anybody still reads
                 pass
 
     try:
         while not stop.is_set():
-            for batch in decode(todo.get_nowait(), transform):
-                give(batch)
+            for item in decode(todo.get_nowait(), transform):
+                give(item)
                 if stop.is_set():
                     return
     except Empty:
         give(None)
-    except BaseException as e:  # not the video's fault: to be raised where the batches are read
+    except BaseException as e:  # not the video's fault: to be raised where the units are read
         give(e)
 
 # %% ../nbs/05_features.ipynb #bc931068
 class Assembly:
     "Puts the clips of one video together from the units they consist of"
 
-    def __init__(self, job: Job, kind: str):
-        self.kind, self.clips, self.held = kind, job.clips, {}
-        self.waiting = {k: set(units_of(f, kind)) for k, f in job.clips.items()}
+    def __init__(self, job: Job):
+        self.job, self.held = job, {}
+        self.waiting = {k: set(job.units(f)) for k, f in job.clips.items()}
         self.readers = defaultdict(list)  # unit -> clips that it is part of
         for k, units in self.waiting.items():
             for u in units:
@@ -383,69 +354,90 @@ class Assembly:
 
     def add(
         self,
-        units: list,
-        cls: np.ndarray,  # (n, D)
-        tokens: np.ndarray | None,  # image: (n, N, D), video: (n, T, N, D)
+        unit: tuple[int, ...],
+        cls: np.ndarray,  # (D,)
+        tokens: np.ndarray | None,  # image: (N, D), video: (T, N, D)
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:  # key, cls (T, D), tokens (T, N, D)
-        "Take in encoded units and give the clips that are complete with them"
-        for i, u in enumerate(units):
-            if u in self.readers:
-                self.held[u] = cls[i], None if tokens is None else tokens[i]
-        for u in units:
-            for k in self.readers.get(u, ()):
-                self.waiting[k].discard(u)
-                if not self.waiting[k]:
-                    yield self._clip(k)
+        "Take in an encoded unit and give the clips that are complete with it"
+        self.held[unit] = cls, tokens
+        for k in self.readers[unit]:
+            self.waiting[k].discard(unit)
+            if not self.waiting[k]:
+                yield self._clip(k)
 
     def _clip(self, key):
-        units = units_of(self.clips[key], self.kind)
+        units = self.job.units(self.job.clips[key])
         cls, tokens = zip(*(self.held[u] for u in units))
         for u in set(units):
             self.uses[u] -= 1
             if not self.uses[u]:
                 del self.held[u]
-        stacked = np.stack(tokens) if tokens[0] is not None else None
-        return (
-            key,
-            np.stack(cls),
-            stacked if self.kind == 'image' or stacked is None else stacked[0],
-        )
+        if tokens[0] is None or self.job.kind == 'video':
+            return key, np.stack(cls), tokens[0]
+        return key, np.stack(cls), np.stack(tokens)
 
-# %% ../nbs/05_features.ipynb #cfe8ee5b
+# %% ../nbs/05_features.ipynb #eb837400
 def encode_clips(
     jobs: list[Job],
     backbone: Backbone,
     *,
     tokens: bool,  # also all tokens, not only CLS
     token_pool: int = 1,
+    batch_size: int | None = None,  # frames per forward; None: the backbone's own
     workers: int = 0,  # threads that decode ahead
     spent: Counter | None = None,  # takes up seconds and counts
     bar: tqdm | None = None,  # advanced by frames
-) -> Iterator[tuple[str, np.ndarray, np.ndarray | None] | Batch]:  # key, cls, tokens; or an error
-    "Each clip as soon as its last frame is encoded; a broken video gives its last `Batch`"
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None] | Decoded]:  # key, cls, tokens; or an error
+    "Each clip as soon as its last frame is encoded; a broken video gives its error"
     spent, parts = Counter() if spent is None else spent, {}
-    for batch in decode_ahead(jobs, backbone.transform, workers):
-        spent['decode'] += batch.seconds
-        if batch.error:
-            yield batch
+    n = batch_size or backbone.batch_size
+    n = n if backbone.kind == 'image' else max(1, n // backbone.n_frames)
+    for batch in batches(decode_ahead(jobs, backbone.transform, workers, 4 * n), n):
+        spent['decode'] += sum(item.seconds for item in batch)
+        yield from (item for item in batch if item.error)
+        batch = [item for item in batch if not item.error]
+        if not batch:
             continue
         start = time.perf_counter()
-        cls, all_tokens = backbone.forward(as_units(batch.frames, backbone.kind))
-        cls, out = as_half(cls, 'CLS'), None
-        if tokens:
-            out = as_half(pool_tokens(all_tokens, backbone.grid, token_pool), 'tokens')
+        cls, out = encode_batch([item.frames for item in batch], n, backbone, tokens, token_pool)
         spent['forward'] += time.perf_counter() - start
-        spent['frames'] += (n := batch.frames.shape[0] * batch.frames.shape[1])
+        spent['frames'] += (frames := sum(len(item.unit) for item in batch))
         if bar is not None:
-            bar.update(n)
-        part = parts.setdefault(id(batch.job), Assembly(batch.job, backbone.kind))
-        yield from part.add(batch.units, cls, out)
+            bar.update(frames)
+        for i, item in enumerate(batch):
+            part = parts.setdefault(id(item.job), Assembly(item.job))
+            yield from part.add(item.unit, cls[i], None if out is None else out[i])
 
 
-def as_units(frames: np.ndarray, kind: str) -> torch.Tensor:
-    "(n, T, 3, H, W) as the backbone's `forward` takes it"
-    units = torch.from_numpy(frames)
-    return units[:, 0] if kind == 'image' else units
+def batches(items: Iterable[Decoded], n: int) -> Iterator[list[Decoded]]:
+    "Groups that hold n units, the last one fewer; errors ride along"
+    group, units = [], 0
+    for item in items:
+        group.append(item)
+        units += item.error is None
+        if units == n:
+            yield group
+            group, units = [], 0
+    if group:
+        yield group
+
+# %% ../nbs/05_features.ipynb #300fa919
+def encode_batch(
+    frames: list[np.ndarray],  # of up to n units, (T, 3, H, W) each
+    n: int,  # units in a forward pass
+    backbone: Backbone,
+    tokens: bool,
+    token_pool: int,
+) -> tuple[np.ndarray, np.ndarray | None]:  # float16 cls (n, D), tokens (n, N, D) or (n, T', N, D)
+    "One forward pass of always the same shape"
+    units = torch.zeros(n, *frames[0].shape, dtype=torch.uint8)
+    for i, f in enumerate(frames):
+        units[i] = torch.from_numpy(f)
+    cls, out = backbone.forward(units[:, 0] if backbone.kind == 'image' else units)
+    cls, out = cls[: len(frames)], out[: len(frames)]
+    if not tokens:
+        return as_half(cls, 'CLS'), None
+    return as_half(cls, 'CLS'), as_half(pool_tokens(out, backbone.grid, token_pool), 'tokens')
 
 # %% ../nbs/05_features.ipynb #8b54a5b1
 SHARD_BYTES, SHARD_SECONDS = 2**27, 30
@@ -511,17 +503,17 @@ def extract(
     store.refresh()
     names = ['cls', token_name(token_pool)] if tokens else ['cls']
     missing = {k for n in names for k in clips.key[~store.has(clips.key, n)] if k}
-    jobs = plan_jobs(clips, missing, backbone, batch_size or backbone.batch_size)
+    jobs = plan_jobs(clips, missing, backbone)
     about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     writer, errors = ShardWriter(store, token_pool, about), {}
     for path in clips.path[clips.key.isna()].unique():
         errors[path] = VideoError('Video not found', where=path)
-    n_frames = sum(len(u) for job in jobs for batch in job.batches for u in batch)
+    n_frames = sum(len(u) for job in jobs for u in job.todo())
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     with tqdm(total=n_frames, unit='frames', desc=backbone.name, disable=not progress) as bar:
-        settings = dict(tokens=tokens, token_pool=token_pool, workers=workers)
-        for item in encode_clips(jobs, backbone, spent=spent, bar=bar, **settings):
-            if isinstance(item, Batch):
+        how = dict(tokens=tokens, token_pool=token_pool, batch_size=batch_size, workers=workers)
+        for item in encode_clips(jobs, backbone, **how, spent=spent, bar=bar):
+            if isinstance(item, Decoded):
                 errors[item.job.path] = item.error
                 continue
             began = time.perf_counter()
@@ -536,21 +528,18 @@ def extract(
     counts |= dict(frames=spent.pop('frames', 0), failed=int((~there).sum()))
     return Extraction(clips, failed, {**spent, 'total': time.perf_counter() - start}, counts)
 
-# %% ../nbs/05_features.ipynb #d6607a6b
+# %% ../nbs/05_features.ipynb #d7591d14
 def plan_jobs(
     clips: pd.DataFrame,  # with their `key`
     missing: set[str],
     backbone: Backbone,
-    batch_size: int,  # frames
 ) -> list[Job]:  # one for each video that lacks something
     "What is to be decoded and encoded"
-    units = batch_size if backbone.kind == 'image' else max(1, batch_size // backbone.n_frames)
-    jobs = []
-    for path, group in clips.dropna(subset='key').groupby('path', sort=False):
-        frames = dict(zip(group.key, group.frames))
-        if not missing.isdisjoint(frames):
-            jobs.append(plan_job(path, frames, missing, backbone.kind, units))
-    return jobs
+    todo = clips[clips.key.isin(missing)]
+    return [
+        Job(path, backbone.kind, dict(zip(group.key, group.frames)))
+        for path, group in todo.groupby('path', sort=False)
+    ]
 
 
 def failures(
