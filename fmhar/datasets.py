@@ -43,7 +43,7 @@ def _folder(
 
 # %% ../nbs/01_datasets.ipynb #b06f55e5
 LEVELS = 'midlevel', 'tasklevel', 'objectlevel'
-ANNOTATION_PLACES = '.', 'iccv_activities_3s/activities_3s', 'iccv_activities_3s', 'activities_3s'
+ANNOTATION_PLACES = 'iccv_activities_3s/activities_3s', 'activities_3s', 'iccv_activities_3s', '.'
 
 
 def _annotation_folders(
@@ -85,6 +85,8 @@ def _read_chunks(path, view):
     more = ['object', 'location'] if path.name.startswith('objectlevel') else []
     df = read_table(path, [*DRIVE_ACT_COLUMNS, *more], ['frame_start', 'frame_end'])
     df = df[[*DRIVE_ACT_COLUMNS, *more]].rename(columns=DRIVE_ACT_COLUMNS)
+    for row in df.index[df.end <= df.start]:
+        raise InputError('A chunk without frames', where=f'{path}, line {row + 2}')
     df['event'] = df.file_id.str.replace(SENSOR, '', regex=True).str.cat(
         df[['annotation_id', 'chunk_id']], '/'
     )
@@ -122,7 +124,7 @@ def _video_paths(root, rows):
         of_view, found = _view_videos(root, view, ids.unique())
         paths |= {(view, i): path for i, path in of_view.items()}
         empty += [view] * (not found)
-    if len(empty) == rows.view.nunique():
+    if empty and len(empty) == rows.view.nunique():
         places = [str(root / p / rows.file_id.iloc[0]) + '.mp4' for p in VIDEO_PLACES]
         raise InputError(
             'No video found of those that are annotated',
@@ -171,6 +173,7 @@ def load_drive_act(
     trained_view: str = 'inner_mirror',  # front-top (Sec. 3.5)
 ) -> pd.DataFrame:  # segments
     "Read Drive&Act: each row is one chunk of at most three seconds in one view"
+    root = Path(root)
     for kind, name, known in (('level', level, LEVELS), ('split', split, (0, 1, 2))):
         if name not in known:
             raise unknown(kind, name, map(str, known))
@@ -182,7 +185,7 @@ def load_drive_act(
     views = [_folder(v, known) for v in views or known]
     rows = rows[rows.view.isin(views) & (_trained_length(rows, trained_view) >= min_frames)]
     rows = rows.sort_values('view', key=lambda view: view.map(views.index), kind='stable')
-    rows['path'] = _video_paths(Path(root), rows)
+    rows['path'] = _video_paths(root, rows)
     rows['fps'] = rows.path.map(frame_rates(rows.path))
     df = as_segments(
         rows.drop(columns='file_id'),

@@ -1,0 +1,246 @@
+"Whatever the codec and the container: the right frames, the same pixels, and errors with their place"
+
+import pickle
+import wave
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numbered import SIDE, WHOLE, number, picture, write_video
+
+from fmhar import video
+from fmhar.errors import InputError
+from fmhar.video import Transform, VideoError, sweep, video_info
+
+N = 100
+RNG = np.random.default_rng(0)
+
+
+def x264(**params):
+    return {'x264-params': ':'.join(f'{k.replace("_", "-")}={v}' for k, v in params.items())}
+
+
+FILES = {
+    'plain.mp4': {},
+    'plain.mkv': {},
+    'plain.ts': {},  # cannot be sought exactly
+    'plain.avi': {},  # numbers packets as they are stored
+    'open_gop.mp4': x264(open_gop=1, keyint=20, scenecut=0, bframes=3),
+    'open_gop.ts': x264(open_gop=1, keyint=20, scenecut=0, bframes=3),
+    'intra_refresh.mp4': x264(intra_refresh=1, keyint=20, bframes=2),  # key frames are none
+    'short_gop.mp4': x264(keyint=2, scenecut=0, bframes=3),
+    'no_b.mp4': dict(tune='zerolatency'),
+    'fragmented.mp4': dict(to={'movflags': 'frag_keyframe+empty_moov'}),
+    'variable_rate.mp4': dict(times=np.cumsum(RNG.integers(1, 6, N))),
+    'starts_late.mkv': dict(times=np.arange(50, 50 + N)),
+    '444.mp4': dict(pix_fmt='yuv444p'),
+    'grey.mp4': dict(pix_fmt='gray'),
+    'mpeg4.mp4': dict(codec='mpeg4', bf=2, g=20),
+    'mpeg4.avi': dict(codec='mpeg4', bf=2, g=20),
+    'mjpeg.avi': dict(codec='mjpeg', pix_fmt='yuvj420p'),
+    'vp9.webm': dict(codec='libvpx-vp9', g=30, deadline='realtime', cpu_used=8),
+    'hevc.mp4': dict(codec='libx265', **{'x265-params': 'keyint=30:bframes=3:log-level=none'}),
+    'raw.h264': {},  # has no times at all
+}
+
+
+@pytest.fixture(scope='module', params=FILES)
+def file(request, tmp_path_factory):
+    options = FILES[request.param]
+    if options.get('codec', 'libx264') not in av.codecs_available:
+        pytest.skip(f'this FFmpeg has no {options["codec"]}')
+    return write_video(tmp_path_factory.mktemp('videos') / request.param, N, **options)
+
+
+def plain(path, transform=WHOLE):
+    "Every frame, decoded by PyAV from start to end without any cleverness"
+    resize = video._Resizer(transform)
+    with av.open(path) as container:
+        return [resize(frame) for frame in container.decode(video=0)]
+
+
+def test_right_frames_and_the_same_pixels(file):
+    frames = plain(file)
+    assert [number(f) for f in frames] == list(range(N))
+    assert video_info(file).n_frames == N
+    rng = np.random.default_rng(1)
+    singles = [[i] for i in (0, 1, 2, 19, 20, 21, 59, 60, 61, 98, 99)]
+    for wanted in [*singles, range(N), *(rng.choice(N, 12, replace=False) for _ in range(4))]:
+        got = list(sweep(file, wanted, WHOLE))
+        assert [i for i, _ in got] == sorted(wanted)
+        assert all(np.array_equal(f, frames[i]) for i, f in got), f'{file.name}, {list(wanted)}'
+
+
+def test_edit_list_hides_frames(tmp_path):
+    "Frames before time zero are in the file but not in the video"
+    path = write_video(tmp_path / 'a.mp4', 60, times=np.arange(-20, 40), g=30)
+    assert video_info(path).n_frames == 40
+    assert {i: number(f) for i, f in sweep(path, [0, 7, 39], WHOLE)} == {0: 20, 7: 27, 39: 59}
+
+
+def test_spares_frames_that_nobody_needs(tmp_path, monkeypatch):
+    path = write_video(tmp_path / 'a.mp4', N, g=50, bf=3, sc_threshold=0)
+    decoded, frames_of = [], video._frames
+
+    def watched(*args):
+        frames, sound = frames_of(*args)
+        decoded.extend(number(WHOLE.cut(f.to_ndarray(format='rgb24'))) for f in frames)
+        return frames, sound
+
+    monkeypatch.setattr(video, '_frames', watched)
+    assert [i for i, _ in sweep(path, [70], WHOLE)] == [70]
+    assert 40 <= min(decoded) and max(decoded) == 70 and len(decoded) < 25
+
+
+@pytest.mark.parametrize('rotation', [0, 90, 180, -90])
+def test_rotation_is_undone(tmp_path, rotation):
+    path = write_video(tmp_path / 'a.mp4', 1, rotation=rotation, pix_fmt='yuv444p', crf=1)
+    turned = np.rot90(picture(0), rotation // 90).transpose(2, 0, 1)  # counter-clockwise
+    ((_, frame),) = sweep(path, [0], WHOLE)
+    assert np.abs(frame.astype(int) - turned).mean() < 3
+
+
+def test_rotation_swaps_the_sides(tmp_path):
+    with av.open(tmp_path / 'a.mp4', 'w') as c:
+        s = c.add_stream('libx264', 30, width=96, height=64, pix_fmt='yuv420p')
+        s.set_display_rotation(90)
+        c.mux(s.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8))))
+        c.mux(s.encode())
+    info = video_info(tmp_path / 'a.mp4')
+    assert (info.width, info.height, info.fps, info.codec) == (64, 96, 30.0, 'h264')
+
+
+def test_channels_are_rgb_and_areas_are_averaged(tmp_path):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[..., 0] = 200
+    picture[::2] = 100, 0, 0
+    with av.open(tmp_path / 'a.mkv', 'w') as c:
+        s = c.add_stream('ffv1', 30, width=64, height=64, pix_fmt='bgr0')
+        c.mux(s.encode(av.VideoFrame.from_ndarray(picture)))
+        c.mux(s.encode())
+    ((_, frame),) = sweep(tmp_path / 'a.mkv', [0], Transform(32, 32))
+    assert np.abs(frame[0].astype(int) - 150).max() <= 2 and frame[1:].max() <= 2
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 600), st.data())
+def test_the_crop_always_fits(width, height, resize, data):
+    t = Transform(resize, data.draw(st.integers(1, resize)))
+    w, h = t.size(width, height)
+    assert min(w, h) == resize and max(w, h) == max(width, height) * resize // min(width, height)
+    if w * h < 10**6:
+        assert t.cut(np.zeros((h, w, 3), np.uint8)).shape == (3, t.crop, t.crop)
+
+
+@pytest.mark.parametrize('crop', [0, 225])
+def test_impossible_crop(crop):
+    with pytest.raises(InputError, match='0 < crop <= resize'):
+        Transform(224, crop)
+
+
+def failing(path, wanted):
+    "Frames that came before the error, and the error"
+    got = []
+    with pytest.raises(VideoError) as e:
+        for i, frame in sweep(path, wanted, WHOLE):
+            assert number(frame) == i
+            got.append(i)
+    assert str(path) in str(e.value)
+    return got, e.value
+
+
+def test_not_a_video(tmp_path):
+    (tmp_path / 'text.mp4').write_text('not a video at all')
+    (tmp_path / 'empty.mp4').touch()
+    with wave.open(str(tmp_path / 'sound.mp4'), 'wb') as w:
+        w.setparams((1, 2, 8000, 0, 'NONE', ''))
+        w.writeframes(bytes(16000))
+    good = write_video(tmp_path / 'good.mp4', 30).read_bytes()
+    (tmp_path / 'headless.mp4').write_bytes(good[: len(good) * 2 // 3])  # the index is at the end
+    what = dict(
+        text='Not a readable video',
+        empty='0 bytes',
+        sound='audio',
+        headless='Not a readable video',
+        gone='Video not found',
+    )
+    for name, message in what.items():
+        got, error = failing(tmp_path / f'{name}.mp4', [0, 3])
+        assert got == [] and message in str(error) and error.position is None
+        with pytest.raises(VideoError, match=message):
+            video_info(tmp_path / f'{name}.mp4')
+
+
+@pytest.mark.parametrize('name', ['a.mkv', 'a.mp4'])
+def test_a_file_that_was_cut_gives_its_good_frames_first(tmp_path, name):
+    to = {'movflags': 'faststart'} if name == 'a.mp4' else {}
+    data = write_video(tmp_path / name, N, to=to, g=25).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    n = video_info(tmp_path / name).n_frames
+    assert 30 < n < 90
+    got, error = failing(tmp_path / name, range(0, N, 5))
+    assert got and error.position == got[-1] + 5 and error.position >= n - 5
+
+
+def test_damage_half_way(tmp_path):
+    data = bytearray(write_video(tmp_path / 'a.mp4', N, g=20, sc_threshold=0).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1500] = bytes(1500)
+    (tmp_path / 'a.mp4').write_bytes(data)
+    got, error = failing(tmp_path / 'a.mp4', range(N))
+    assert 20 < len(got) < 80 and error.position == len(got)
+    assert 'cannot be decoded' in str(error)
+
+
+@pytest.mark.parametrize('position', [N, 2 * N, -1])
+def test_no_such_frame(tmp_path, position):
+    path = write_video(tmp_path / 'a.mp4', N)
+    got, error = failing(path, [5, position])
+    assert got == ([5] if position > 0 else []) and error.position == position
+    assert f'{N} frames' in str(error)
+
+
+def test_error_crosses_processes_whole(tmp_path):
+    _, error = failing(write_video(tmp_path / 'a.mp4', 9), [9])
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.position) == (VideoError, str(error), 9)
+
+
+def test_nothing_wanted(tmp_path):
+    assert list(sweep(write_video(tmp_path / 'a.mp4', 3), [])) == []
+
+
+def write_frames(folder, numbers, name='{:06d}.png'):
+    from PIL import Image
+
+    folder.mkdir()
+    for i in numbers:
+        Image.fromarray(picture(i)).save(folder / name.format(i))
+    return folder
+
+
+@pytest.mark.parametrize('first, name', [(0, '{:06d}.png'), (1, 'img_{:05d}.jpg'), (1, 'f{}.png')])
+def test_folder_of_frames(tmp_path, first, name):
+    folder = write_frames(tmp_path / 'frames', range(first, first + 12), name)
+    (folder / 'notes.txt').write_text('not a frame')
+    assert [(i, number(f) - first) for i, f in sweep(folder, [11, 2, 0], WHOLE)] == [
+        (0, 0),
+        (2, 2),
+        (11, 11),
+    ]
+    info = video_info(folder)
+    assert (info.n_frames, info.width, info.height, np.isnan(info.fps)) == (12, SIDE, SIDE, True)
+    got, error = failing(folder, [12]) if first == 0 else ([], None)
+    assert error is None or (error.position, '12 frames' in str(error)) == (12, True)
+
+
+def test_folder_with_a_gap_or_a_broken_frame(tmp_path):
+    folder = write_frames(tmp_path / 'frames', range(6))
+    (folder / '000004.png').write_bytes(b'broken')
+    got, error = failing(folder, range(6))
+    assert got == [0, 1, 2, 3] and error.position == 4
+    (folder / '000003.png').unlink()
+    assert 'none after 000002.png' in str(failing(folder, [0])[1])
+    (tmp_path / 'none').mkdir()
+    assert 'Not a folder of numbered frames' in str(failing(tmp_path / 'none', [0])[1])
