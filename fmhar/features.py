@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPEN_MAPS', 'SHARD_BYTES', 'SHARD_SECONDS', 'as_half', 'pool_tokens', 'FeatureStore', 'token_name', 'write_shard',
-           'read_shard', 'video_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly',
-           'encode_clips', 'batches', 'encode_batch', 'ShardWriter', 'Extraction', 'extract', 'plan_jobs', 'failures',
-           'FeatureDataset']
+           'shard_files', 'read_shard', 'video_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead',
+           'Assembly', 'encode_clips', 'batches', 'encode_batch', 'ShardWriter', 'Extraction', 'extract', 'plan_jobs',
+           'failures', 'FeatureDataset']
 
 # %% ../nbs/05_features.ipynb #5ab07172
 import os
@@ -79,7 +79,7 @@ class FeatureStore:
 
     def refresh(self):
         "Take in the shards that were finished since, by this or another process"
-        for path in sorted(self.path.glob('*.json')):
+        for path in shard_files(self.path):
             if path.stem not in self._shards:
                 self._take(path.stem, read_shard(path))
 
@@ -185,6 +185,11 @@ def write_shard(
             file.unlink(missing_ok=True)
         raise
     return entry
+
+
+def shard_files(folder: Path) -> list[Path]:
+    "The JSON of each shard; a name with a dot in front is still being written"
+    return sorted(p for p in folder.glob('*.json') if not p.name.startswith('.'))
 
 
 def read_shard(

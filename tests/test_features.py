@@ -1,0 +1,421 @@
+"The store under kills, damage and company; extraction against the plain way"
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers as tf
+
+from fmhar import features
+from fmhar.backbones import Features, load_backbone, quietly
+from fmhar.errors import InputError
+from fmhar.features import FeatureDataset, FeatureStore, clip_keys, extract, read_shard
+from fmhar.video import sweep
+
+SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
+
+
+def write_video(path, n_frames, seed):
+    "Coloured noise blocks that change from frame to frame, so that no two frames are alike"
+    rng = np.random.default_rng(seed)
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('libx264', rate=30, width=48, height=32, pix_fmt='yuv420p')
+        stream.options = {'g': '10'}
+        for _ in range(n_frames):
+            image = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "Three videos of 90 frames with nine labelled stretches each, and two encoder folders"
+    root = tmp_path_factory.mktemp('data')
+    rows = []
+    for view in ('front', 'side', 'top'):
+        path = write_video(root / f'{view}.mp4', 90, len(rows))
+        for i in range(9):
+            split = ('train', 'val', 'test')[i % 3]
+            start, end = 10 * i - min(i, 3), 10 * i + 10  # some overlap
+            label = ('open', 'close')[i % 2]
+            rows.append((path, view, f's{i % 3}', f'e{i}', start, end, label, split, 30.0))
+    columns = 'path view subject event start end label split fps'.split()
+    segments = pd.DataFrame(rows, columns=columns)
+    segments.attrs = dict(classes=['open', 'close'], trained_view='front')
+    torch.manual_seed(0)
+    with quietly():
+        tf.Dinov2Model(tf.Dinov2Config(**SMALL, patch_size=7)).save_pretrained(root / 'image')
+        config = tf.VideoMAEConfig(
+            **SMALL, patch_size=14, intermediate_size=32, num_frames=4, use_mean_pooling=False
+        )
+        tf.VideoMAEModel(config).save_pretrained(root / 'video')
+    for kind in ('image', 'video'):
+        tf.BitImageProcessor(size=32, crop_size=28).save_pretrained(root / kind)
+    return root, segments
+
+
+@pytest.fixture(params=['image', 'video'])
+def backbone(request, data):
+    return load_backbone(data[0] / request.param, n_frames=4)
+
+
+@pytest.fixture
+def image_backbone(data):
+    return load_backbone(data[0] / 'image', n_frames=4)
+
+
+def run(segments, backbone, store, **kwargs):
+    options = dict(tokens=True, workers=0, progress=False) | kwargs
+    return extract(segments, backbone, store, **options)
+
+
+def bits(store, clips):
+    "All features of the clips, as bytes"
+    return store.cls(clips.key).tobytes() + store.tokens(clips.key).tobytes()
+
+
+@pytest.mark.parametrize('workers', [0, 3])
+def test_equals_the_plain_way(data, backbone, tmp_path, workers):
+    "Sweeps, shared frames, batches over videos: the same as one clip at a time"
+    store = FeatureStore(tmp_path)
+    got = run(data[1], backbone, store, workers=workers)
+    assert len(got.clips) == 3 * (3 + 3 * 3 + 3 * 3) and got.failed.empty
+    for row in got.clips.sample(12, random_state=0).itertuples():
+        images = dict(sweep(row.path, row.frames, backbone.transform))
+        frames = torch.from_numpy(np.stack([images[f] for f in row.frames]))[None]
+        plain = backbone.encode(frames)
+        cls, tokens = store.cls([row.key]), store.tokens([row.key])
+        np.testing.assert_allclose(cls, plain.cls, atol=2e-2)
+        np.testing.assert_allclose(tokens, plain.tokens, atol=2e-2)
+
+
+def test_shared_frames_are_encoded_once(data, image_backbone, tmp_path):
+    got = run(data[1], image_backbone, FeatureStore(tmp_path))
+    distinct = {(r.path, f) for r in got.clips.itertuples() for f in r.frames}
+    assert got.counts['frames'] == len(distinct) < got.clips.frames.map(len).sum()
+    assert set(got.seconds) == {'decode', 'forward', 'write', 'total'}
+
+
+def test_nothing_is_computed_twice(data, backbone, tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path)
+    first = run(data[1], backbone, store)
+
+    def refuse(*args):
+        raise AssertionError('a frame was decoded again')
+
+    monkeypatch.setattr(features, 'sweep', refuse)
+    again = run(data[1], backbone, FeatureStore(tmp_path))
+    assert again.counts == dict(clips=len(first.clips), stored=len(first.clips), frames=0, failed=0)
+    pd.testing.assert_frame_equal(again.clips, first.clips)
+
+
+def test_cls_first_tokens_later(data, backbone, tmp_path):
+    store = FeatureStore(tmp_path)
+    cls = run(data[1], backbone, store, tokens=False)
+    assert not store.has(cls.clips.key, 'tokens').any()
+    both = run(data[1], backbone, store, token_pool=2)
+    assert list(both.clips.key) == list(cls.clips.key)
+    assert store.has(both.clips.key, 'tokens2').all()
+    assert not store.has(both.clips.key, 'tokens').any()
+    assert run(data[1], backbone, store, tokens=False).counts['frames'] == 0
+
+
+def test_part_by_part_gives_the_same_bits(data, backbone, tmp_path):
+    whole, parts = FeatureStore(tmp_path / 'whole'), FeatureStore(tmp_path / 'parts')
+    clips = run(data[1], backbone, whole).clips
+    order = np.random.default_rng(0).permutation(len(data[1]))
+    for i in np.array_split(order, 5):
+        run(data[1].iloc[i], backbone, parts)
+    assert bits(parts, clips) == bits(whole, clips)
+
+
+# What a key is made of
+
+
+def test_key_changes_with_everything_that_matters(data, tmp_path):
+    root, segments = data
+    path = shutil.copy(segments.path[0], tmp_path / 'v.mp4')
+    clips = pd.DataFrame(dict(path=[path], frames=[(0, 1, 2, 3)]))
+
+    def key(folder='image', frames=(0, 1, 2, 3), **kwargs):
+        b = load_backbone(root / folder, **(dict(n_frames=4, precision='fp32') | kwargs))
+        return clip_keys(clips.assign(frames=[frames]), b)[0]
+
+    keys = [key(), key(frames=(0, 1, 2, 4)), key('video'), key(precision='bf16'), key(size=14)]
+    keys += [key(weights='random'), key(weights='random', seed=1)]
+    os.utime(path, ns=(1, 1))
+    keys.append(key())
+    with open(path, 'ab') as f:
+        f.write(b'\0')
+    os.utime(path, ns=(1, 1))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert (
+        key() == keys[-1] and key(n_frames=8) == keys[-1]
+    )  # of clips we gave the frames ourselves
+
+
+def test_frame_folder_has_an_identity(tmp_path):
+    (tmp_path / '000.jpg').write_bytes(b'a')
+    before = features.video_identity(tmp_path)
+    assert features.video_identity(tmp_path) == before
+    (tmp_path / '001.jpg').write_bytes(b'a')
+    assert features.video_identity(tmp_path) != before
+
+
+# Broken videos
+
+
+def test_broken_videos_are_listed_and_the_rest_goes_on(data, image_backbone, tmp_path):
+    root, segments = data
+    segments = segments.copy()
+    gone, text = str(tmp_path / 'gone.mp4'), str(tmp_path / 'text.mp4')
+    Path(text).write_text('no video')
+    segments.loc[segments.view == 'side', 'path'] = gone
+    segments.loc[segments.view == 'top', 'path'] = text
+    last = segments[segments.view == 'front'].index[-1]
+    segments.loc[last, ['start', 'end']] = 85, 95  # beyond the 90 frames
+    for workers in (0, 2):
+        store = FeatureStore(tmp_path / f'store{workers}')
+        got = run(segments, image_backbone, store, workers=workers)
+        failed = got.failed.set_index('view')
+        assert set(failed.index) == {'front', 'side', 'top'}
+        assert failed.n_clips.to_dict() == dict(front=3, side=21, top=21)
+        assert failed.position['front'] == 90 and np.isnan(failed.position['side'])
+        assert 'not found' in failed.message['side'] and 'text.mp4' in failed.message['top']
+        assert len(got.clips) == 18 and set(got.clips.path) == {segments.path[0]}
+        assert got.counts['failed'] == 45
+        store.cls(got.clips.key)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_broken_video(
+    data, image_backbone, tmp_path, monkeypatch
+):
+    def fail(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(features, 'sweep', fail)
+    for workers in (0, 2):
+        with pytest.raises(ZeroDivisionError):
+            run(data[1], image_backbone, FeatureStore(tmp_path), workers=workers)
+
+
+# Crashes
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import pandas as pd, torch
+torch.set_num_threads(1)
+from fmhar import features
+from fmhar.backbones import load_backbone
+from fmhar.features import FeatureStore, extract, read_shard, shard_files
+
+folder, encoder, kind = sys.argv[1:]
+segments = pd.read_pickle(Path(folder) / 'segments.pkl')
+segments.attrs = dict(classes=['open', 'close'])
+backbone = load_backbone(encoder, n_frames=4)
+features.SHARD_BYTES = 0  # a shard a clip
+
+def run(path):
+    return extract(segments, backbone, FeatureStore(path), tokens=True, workers=0, progress=False)
+
+def fork():
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        run(Path(folder) / 'store')
+    finally:
+        os._exit(0)
+
+rng, store = random.Random(0), Path(folder) / 'store'
+store.mkdir()
+killed = []
+for round in range(6):
+    before = len(shard_files(store))
+    pids = [fork() for _ in range(2 if kind == 'two' else 1)]
+    while len(shard_files(store)) <= before:
+        time.sleep(0.001)
+    time.sleep(rng.random() * 0.05)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        killed.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9)
+    for path in shard_files(store):
+        read_shard(path, check=True)
+    print('shards', len(shard_files(store)))
+print('killed', sum(killed))
+a = run(store)
+print('stored', a.counts['stored'], 'of', a.counts['clips'])
+b = run(Path(folder) / 'whole')
+x, y = FeatureStore(store), FeatureStore(Path(folder) / 'whole')
+assert list(a.clips.key) == list(b.clips.key)
+assert x.cls(a.clips.key).tobytes() == y.cls(a.clips.key).tobytes()
+assert x.tokens(a.clips.key).tobytes() == y.tokens(a.clips.key).tobytes()
+print('equal')
+"""
+
+
+@pytest.mark.parametrize('kind', ['one', 'two'])
+def test_kill_9_loses_nothing_that_was_whole(data, tmp_path, kind):
+    "Writers, one or two at a time, are killed six times in mid-work"
+    root, segments = data
+    segments.to_pickle(tmp_path / 'segments.pkl')
+    command = [sys.executable, '-c', KILLED, str(tmp_path), str(root / 'image'), kind]
+    env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[-1] == 'equal'
+    assert int(words[words.index('killed') + 1]) >= 5  # else nothing was tested
+    assert 6 <= int(words[words.index('stored') + 1])
+
+
+def test_leftovers_of_a_killed_writer_are_not_read(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.put(['a'], Features(torch.ones(1, 2, 3)))
+    np.save(tmp_path / 'x.cls.npy', np.ones((1, 2, 3), np.float16))
+    (tmp_path / '.x.1234.tmp.json').write_text('{"keys": ["b"], ')
+    assert FeatureStore(tmp_path).has(['a', 'b']).tolist() == [True, False]
+
+
+def test_full_disk(data, image_backbone, tmp_path, monkeypatch):
+    "What was written stays, what was not leaves no trace, and the next run goes on"
+    save, calls = np.save, []
+
+    def fill_up(path, array):
+        calls.append(path)
+        if len(calls) > 6:
+            save(path, array[:0])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, array)
+
+    monkeypatch.setattr(features, 'SHARD_BYTES', 0)
+    with monkeypatch.context() as m, pytest.raises(InputError, match='No space left'):
+        m.setattr(np, 'save', fill_up)
+        run(data[1], image_backbone, FeatureStore(tmp_path / 'store'))
+    assert len(list((tmp_path / 'store').iterdir())) == 3 * 3
+    store = FeatureStore(tmp_path / 'store')
+    got = run(data[1], image_backbone, store)
+    assert got.counts['stored'] == 3
+    whole = FeatureStore(tmp_path / 'whole')
+    run(data[1], image_backbone, whole)
+    assert bits(store, got.clips) == bits(whole, got.clips)
+
+
+@pytest.fixture
+def filled(tmp_path):
+    FeatureStore(tmp_path).put(['a', 'b'], Features(torch.ones(2, 3, 4), torch.ones(2, 3, 5, 4)))
+    return tmp_path, next(tmp_path.glob('*.json'))
+
+
+@pytest.mark.parametrize('name', ['cls', 'tokens'])
+@pytest.mark.parametrize('damage', ['shorter', 'longer', 'gone'])
+def test_damage_is_noticed_at_opening(filled, name, damage):
+    folder, entry = filled
+    file = folder / f'{entry.stem}.{name}.npy'
+    data = file.read_bytes()
+    if damage == 'gone':
+        file.unlink()
+    else:
+        file.write_bytes(data[:-1] if damage == 'shorter' else data + b'0')
+    with pytest.raises(InputError, match='only its 2 clips are computed anew') as e:
+        FeatureStore(folder)
+    assert str(file) in str(e.value)
+
+
+def test_turned_bits_are_noticed_by_the_checksum(filled):
+    folder, entry = filled
+    file = folder / f'{entry.stem}.cls.npy'
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    read_shard(entry)
+    with pytest.raises(InputError, match='damaged'):
+        read_shard(entry, check=True)
+
+
+def test_half_a_json_is_said_plainly(filled):
+    folder, entry = filled
+    entry.write_text(entry.read_text()[:40])
+    with pytest.raises(InputError, match='Not a JSON file'):
+        FeatureStore(folder)
+
+
+def test_readers_see_what_others_write(tmp_path):
+    reader, writer = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    writer.put(['a'], Features(torch.ones(1, 2, 3)))
+    assert not reader.has(['a'])[0]
+    reader.refresh()
+    assert reader.has(['a'])[0]
+
+
+def test_more_shards_than_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, 'OPEN_MAPS', 4)
+    store = FeatureStore(tmp_path)
+    for i in range(20):
+        store.put([f'k{i}'], Features(torch.full((1, 2, 3), i)))
+    order = np.random.default_rng(0).permutation(20)
+    assert store.cls([f'k{i}' for i in order])[:, 0, 0].tolist() == order.tolist()
+    assert len(store._maps) <= 4
+
+
+def test_rows_and_keys_must_match(tmp_path):
+    store = FeatureStore(tmp_path)
+    with pytest.raises(ValueError, match='2 keys but 3 rows'):
+        store.put(['a', 'b'], Features(torch.ones(3, 2, 3)))
+    with pytest.raises(InputError, match='do not fit into float16'):
+        store.put(['a'], Features(torch.ones(1, 2, 3), torch.full((1, 2, 3, 3), 1e5)))
+    with pytest.raises(InputError, match='do not fit into float16'):
+        store.put(['a'], Features(torch.full((1, 2, 3), float('nan'))))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('grid', [(4, 4), (5, 5), (3, 4)])
+@pytest.mark.parametrize('prefix', [0, 1])
+def test_token_pooling_is_a_mean_of_squares(grid, prefix):
+    h, w = grid
+    x = torch.randn(2, 3, prefix + h * w, 6, generator=torch.Generator().manual_seed(0))
+    out = features.pool_tokens(x, grid, 2)
+    assert torch.equal(out[..., :prefix, :], x[..., :prefix, :])
+    maps = x[..., prefix:, :].unflatten(-2, grid)
+    squares = [
+        maps[..., i : i + 2, j : j + 2, :].flatten(-3, -2).mean(-2)
+        for i in range(0, h, 2)
+        for j in range(0, w, 2)
+    ]
+    torch.testing.assert_close(out[..., prefix:, :], torch.stack(squares, -2))
+
+
+def test_dataset(data, image_backbone, tmp_path):
+    store = FeatureStore(tmp_path)
+    clips = run(data[1], image_backbone, store, n_train_clips=2, token_pool=2).clips
+    test = FeatureDataset(store, clips[clips.split == 'test'], tokens=True)
+    assert len(test) == 27 and (test.dim, test.n_frames) == (16, 4)
+    assert test.segments.tolist() == [i // 3 for i in range(27)]
+    assert [test.classes[i] for i in test.labels] == list(test.table.label)
+    batch = test.batch(torch.tensor([5, 0]))
+    assert batch.cls.dtype == batch.tokens.dtype == torch.float32
+    assert batch.tokens.shape == (2, 4, 1 + 4, 16)
+    keys = test.table.key[[5, 0]]
+    np.testing.assert_array_equal(batch.cls, store.cls(keys))
+    np.testing.assert_array_equal(batch.tokens, store.tokens(keys, 2))
+    assert FeatureDataset(store, clips).batch([1]).tokens is None
+    assert len(FeatureDataset(store, clips[:0], tokens=True)) == 0
+
+
+def test_shards_say_where_they_come_from(data, image_backbone, tmp_path):
+    run(data[1][:2], image_backbone, FeatureStore(tmp_path))
+    about = json.loads(next(tmp_path.glob('*.json')).read_text())
+    assert about['weights'] == image_backbone.weights and about['backbone'] == 'image'
