@@ -4,18 +4,24 @@
 
 # %% auto #0
 __all__ = ['DRIVE_ACT_VIEWS', 'PAPER_NAMES', 'LEVELS', 'ANNOTATION_PLACES', 'DRIVE_ACT_COLUMNS', 'SENSOR', 'VIDEO_PLACES',
-           'REVERSALS', 'load_drive_act', 'symmetric_pairs']
+           'IKEA_VIEWS', 'ENVIRONMENTS', 'SCAN', 'IKEA_FILES', 'VIDEOS', 'ROWS', 'SOURCES', 'GROUPS', 'REVERSALS',
+           'load_drive_act', 'ikea_asm_differences', 'load_ikea_asm', 'symmetric_pairs']
 
 # %% ../nbs/01_datasets.ipynb #098827bb
 import os
 import re
+import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .errors import InputError, unknown
-from .segments import SPLITS, as_segments, frame_rates, read_table
+from .files import read_json
+from .headers import ask_files, frame_rate
+from .segments import SPLITS, as_segments, read_table
 
 # %% ../nbs/01_datasets.ipynb #48d57787
 DRIVE_ACT_VIEWS = {  # folder -> (name in the paper, how its file names end)
@@ -34,11 +40,12 @@ PAPER_NAMES = {folder: name for folder, (name, _) in DRIVE_ACT_VIEWS.items()}
 def _folder(
     view: str,  # folder or paper's name
     known: list[str],  # folders that have annotations
+    paper_names: dict[str, str],  # folder -> name in the paper
 ) -> str:
     "The folder of a view"
-    folder = {name: f for f, name in PAPER_NAMES.items()}.get(view, view)
+    folder = {name: f for f, name in paper_names.items()}.get(view, view)
     if folder not in known:
-        raise unknown('view', view, [*known, *(PAPER_NAMES[f] for f in known if f in PAPER_NAMES)])
+        raise unknown('view', view, [*known, *(paper_names[f] for f in known if f in paper_names)])
     return folder
 
 # %% ../nbs/01_datasets.ipynb #b06f55e5
@@ -181,12 +188,12 @@ def load_drive_act(
     rows = _read_split(folders, level, split, extra_classes)
     classes = sorted(rows.label.unique())
     known = sorted(rows.view.unique(), key=[*DRIVE_ACT_VIEWS, *sorted(rows.view.unique())].index)
-    trained_view = _folder(trained_view, known)
-    views = [_folder(v, known) for v in views or known]
+    trained_view = _folder(trained_view, known, PAPER_NAMES)
+    views = [_folder(v, known, PAPER_NAMES) for v in views or known]
     rows = rows[rows.view.isin(views) & (_trained_length(rows, trained_view) >= min_frames)]
     rows = rows.sort_values('view', key=lambda view: view.map(views.index), kind='stable')
     rows['path'] = _video_paths(root, rows)
-    rows['fps'] = rows.path.map(frame_rates(rows.path))
+    rows['fps'] = rows.path.map(ask_files(frame_rate, rows.path, float('nan')))
     df = as_segments(
         rows.drop(columns='file_id'),
         dataset='drive_act',
@@ -196,6 +203,203 @@ def load_drive_act(
     )
     df.attrs |= dict(level=level, split=split)
     return df
+
+# %% ../nbs/01_datasets.ipynb #02de03d6
+IKEA_VIEWS = {'dev1': 'side', 'dev2': 'front', 'dev3': 'top'}
+ENVIRONMENTS = {1: (1, 2), 2: (4, 5), 3: (6, 7), 4: (8,), 5: (9, 10, 11)}  # their calibrations
+SCAN = r'^[^/]+/(?P<subject>\d{4})_[^_/]+_[^_/]+_(?P<calibration>\d\d)_\d\d(?:_\d+){5}'
+
+
+def _scan_facts(
+    scans: pd.Series,  # '<Furniture>/<scan>'
+) -> pd.DataFrame:  # columns subject, calibration, environment
+    "What the name of each scan says; nothing where it breaks the pattern"
+    facts = scans.str.extract(SCAN)
+    environment = {f'{c:02d}': f'env{e}' for e, of in ENVIRONMENTS.items() for c in of}
+    return facts.assign(environment=facts.calibration.map(environment))
+
+# %% ../nbs/01_datasets.ipynb #f95012ab
+IKEA_FILES = dict(
+    database='ikea_annotation_db_full',
+    json='gt_segments.json',
+    classes='atomic_action_list.txt',
+    pairs='action_object_relation_list.txt',
+    train='train_cross_env.txt',
+    test='test_cross_env.txt',
+)
+
+
+def _ikea_file(
+    folders: list[Path],  # where to look, with their usual subfolders
+    name: str,  # one of IKEA_FILES
+) -> Path:
+    "Path of an annotation file"
+    places = [f / p for f in folders for p in ('.', 'indexing_files', 'action_annotations')]
+    found = [p / IKEA_FILES[name] for p in places if (p / IKEA_FILES[name]).is_file()]
+    if not found:
+        raise InputError(
+            f'{IKEA_FILES[name]} of IKEA-ASM not found',
+            expected=' or '.join(str(p / IKEA_FILES[name]) for p in places),
+            do='name the folder of the annotations with annotations=',
+        )
+    return found[0]
+
+
+def _lines(folders, name):
+    return [
+        ' '.join(s.split()) for s in _ikea_file(folders, name).read_text().splitlines() if s.strip()
+    ]
+
+
+def _ikea_names(folders) -> dict[tuple[int, int], str]:  # (action, object) -> class
+    "The class of each listed pair of an action and an object"
+    names, pairs = _lines(folders, 'classes'), _lines(folders, 'pairs')
+    if len(names) != len(pairs):
+        where = _ikea_file(folders, 'pairs')
+        raise InputError(
+            'Not one pair for each class', where=where, expected=len(names), found=len(pairs)
+        )
+    return {tuple(map(int, pair.split())): name for pair, name in zip(pairs, names)}
+
+# %% ../nbs/01_datasets.ipynb #7c691a04
+VIDEOS = (
+    'SELECT id AS video_id, video_path, camera AS view, nframes FROM videos WHERE annotated = 1'
+)
+ROWS = """SELECT video_id, atomic_action_id, object_id, starting_frame AS start, ending_frame AS "end"
+FROM annotations ORDER BY video_id, starting_frame"""
+
+
+def _ikea_database(folders) -> pd.DataFrame:  # scan, view, start, end, label
+    "Segments of each camera as the database has them; what no listed action covers is NA"
+    path, names = _ikea_file(folders, 'database'), _ikea_names(folders)
+    try:
+        with closing(sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro', uri=True)) as db:
+            videos, rows = pd.read_sql(VIDEOS, db), pd.read_sql(ROWS, db)
+    except (sqlite3.Error, pd.errors.DatabaseError) as e:
+        raise InputError('Not the database of IKEA-ASM', where=path, found=e) from None
+    videos['scan'] = videos.video_path.str.extract('^([^/]+/[^/]+)/')
+    rows['label'] = [names.get(pair) for pair in zip(rows.atomic_action_id, rows.object_id)]
+    rows = rows.dropna(subset='label').merge(videos, on='video_id')
+    rows['end'] = rows[['end', 'nframes']].min(axis=1)
+    gaps = [_gaps(rows[rows.video_id == v.video_id], v) for v in videos.itertuples()]
+    rows = pd.concat([rows, *gaps], ignore_index=True)
+    return rows[['scan', 'view', 'start', 'end', 'label']].drop_duplicates()
+
+
+def _gaps(rows, video):
+    "What is left of a video besides its listed actions, as NA"
+    free = np.ones(video.nframes + 2, bool)
+    free[[0, -1]] = False
+    for start, end in zip(rows.start, rows.end):
+        free[start + 1 : end + 1] = False
+    edges = np.flatnonzero(np.diff(free)).reshape(-1, 2)
+    gaps = pd.DataFrame(edges, columns=['start', 'end'])
+    return gaps.assign(scan=video.scan, view=video.view, label='NA')
+
+
+def _ikea_json(folders) -> pd.DataFrame:  # scan, start, end, label
+    "Segments as gt_segments.json has them, one list for all cameras"
+    path = _ikea_file(folders, 'json')
+    content = read_json(path)
+    try:
+        rows = [
+            (scan, *a['segment'], ' '.join(a['label'].split()))
+            for scan, video in content['database'].items()
+            for a in video['annotation']
+        ]
+        rows = pd.DataFrame(rows, columns=['scan', 'start', 'end', 'label'])
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise InputError('Not the segments of IKEA-ASM', where=path, found=repr(e)) from None
+    return rows.assign(end=rows.end + 1)  # the last frame belongs to it
+
+# %% ../nbs/01_datasets.ipynb #6aa650e0
+def ikea_asm_differences(
+    root: str | Path,  # folder with the annotations
+) -> pd.DataFrame:  # scan, start, end, label, and in which of the two the segment is
+    "Segments that only one of IKEA-ASM's database and gt_segments.json has"
+    key = ['scan', 'start', 'end', 'label']
+    database = _ikea_database([Path(root)])[key].drop_duplicates()
+    both = database.merge(_ikea_json([Path(root)]), on=key, how='outer', indicator='only_in')
+    both['only_in'] = both.only_in.map({'left_only': 'database', 'right_only': 'json'})
+    return both.dropna(subset='only_in').reset_index(drop=True)
+
+# %% ../nbs/01_datasets.ipynb #19b5577b
+def _ikea_split(folders, scans, test_calibrations, val, val_by, seed):
+    "A table by scan: subject, environment, split; without scans that no list holds"
+    parts = {scan: part for part in ('train', 'test') for scan in _lines(folders, part)}
+    df = _scan_facts(scans).assign(scan=scans, split=scans.map(parts))
+    df = df.dropna(subset=['subject', 'split'])  # one scan of the database is called special_test
+    if test_calibrations is not None:
+        keep = df.calibration.astype(int).isin(test_calibrations)
+        df = df[keep | (df.split != 'test')]
+    groups = sorted(df[val_by][df.split == 'train'].unique())
+    n = min(max(1, round(val * len(groups))), len(groups) - 1) if val else 0
+    drawn = np.random.default_rng(seed).permutation(groups)[:n]
+    df.loc[(df.split == 'train') & df[val_by].isin(drawn), 'split'] = 'val'
+    return df[['scan', 'subject', 'environment', 'split']]
+
+# %% ../nbs/01_datasets.ipynb #3a3ac203
+def load_ikea_asm(
+    root: str | Path,  # folder of the furniture's folders
+    *,
+    annotations: str | Path | None = None,  # folder of the annotations; default: root
+    source: str = 'database',  # or 'json': gt_segments.json
+    views: list[str] | None = None,  # dev1..dev3, or side, front, top; default: all
+    na: bool = True,  # keep what is no listed action, as class NA
+    test_calibrations: tuple[int, ...] | None = None,  # only these of the test list, e.g. (4, 5)
+    val: float = 0.1,  # share of the training scans or environments drawn for validation
+    val_by: str = 'scan',  # or 'environment', 'subject': what is drawn as a whole
+    seed: int = 0,  # of that draw
+    trained_view: str = 'dev2',  # front (Sec. 3.5)
+) -> pd.DataFrame:  # segments, with further columns scan and environment
+    "Read IKEA-ASM: each row is one action of a furniture assembly in one view"
+    for kind, name, known in (('source', source, SOURCES), ('group', val_by, GROUPS)):
+        if name not in known:
+            raise unknown(kind, name, known)
+    folders = [Path(f) for f in (annotations, root) if f]
+    known = list(IKEA_VIEWS)
+    trained_view = _folder(trained_view, known, IKEA_VIEWS)
+    views = pd.DataFrame({'view': [_folder(v, known, IKEA_VIEWS) for v in views or known]})
+    if source == 'json':
+        rows = views.merge(_ikea_json(folders), how='cross')
+    else:
+        rows = views.merge(_ikea_database(folders), on='view')
+    scans = pd.Series(rows.scan.unique())
+    rows = rows.merge(_ikea_split(folders, scans, test_calibrations, val, val_by, seed), on='scan')
+    rows = rows if na else rows[rows.label != 'NA']
+    span = rows.start.astype(str) + '-' + rows.end.astype(str)
+    rows['event'] = rows.scan + '/' + span + ' ' + rows.label
+    rows['path'] = _scan_videos(Path(root), rows)
+    rows['fps'] = rows.path.map(ask_files(frame_rate, rows.path, float('nan')))
+    return as_segments(
+        rows,
+        dataset='ikea_asm',
+        classes=['NA'] * na + sorted(_ikea_names(folders).values()),
+        trained_view=trained_view,
+        cluster='scan',
+        view_names=IKEA_VIEWS,
+    )
+
+
+SOURCES, GROUPS = ('database', 'json'), ('scan', 'environment', 'subject')
+
+
+def _scan_videos(root, rows):
+    "Path of each row's video or folder of frames; it is an error if there is none at all"
+    paths, found = {}, 0
+    for scan, view in set(zip(rows.scan, rows.view)):
+        images = root / scan / view / 'images'
+        video, frames = images / 'scan_video.avi', next(images.glob('*.jpg'), None)
+        paths[scan, view] = str(images if frames and not video.exists() else video)
+        found += video.exists() or frames is not None
+    if paths and not found:
+        raise InputError(
+            'No video and no frames found of the scans that are annotated',
+            where=root,
+            expected='<Furniture>/<scan>/<dev>/images/scan_video.avi or 000000.jpg, …',
+            do='give the folder that holds the folders of the furniture',
+        )
+    return [paths[key] for key in zip(rows.scan, rows.view)]
 
 # %% ../nbs/01_datasets.ipynb #d840f328
 REVERSALS = [
