@@ -298,8 +298,9 @@ def footnotes(
     split: str = 'test',
 ) -> list[str]:
     "Notes under a table: weights, counts, absent classes, broken videos"
-    rows = rows[(rows.split == split) & (rows.probe == rows.probe.iloc[0])]
-    views = rows[rows.view != 'novel']
+    rows = rows[rows.split == split]
+    diverged = rows[rows.balanced_accuracy.isna()].probe.unique()
+    views = rows[(rows.probe == rows.probe.iloc[0]) & (rows.view != 'novel')]
     of = views.n_classes.iloc[0]
     notes = [
         f'Backbone: {weights}',
@@ -309,6 +310,8 @@ def footnotes(
         'occur in them.',
         'In Pairs: telling the two classes of a symmetric pair apart; guessing scores 50.',
     ]
+    if len(diverged):
+        notes.append(f'No score, since training diverged: {", ".join(diverged)}')
     if failed is not None and len(failed):
         notes.append(
             f'{failed.path.nunique()} videos could not be read; {failed.n_clips.sum()} clips of '
