@@ -74,8 +74,8 @@ class Bank(torch.nn.Module):
         self.linear, self.dropout = torch.nn.Linear(4, len(CLASSES)), torch.nn.Dropout(0.5)
 
     def forward(self, features):
-        pooled = torch.stack([features.cls.mean(1), features.tokens[:, -1].mean(1)])
-        return self.linear(self.dropout(pooled.to(self.linear.weight.dtype)))
+        cls, tokens = features.cls.float(), features.tokens.float()
+        return self.linear(self.dropout(torch.stack([cls.mean(1), tokens[:, -1].mean(1)])))
 
 
 def dataset(n_events=7, n_frames=5, dtype=torch.float16):
