@@ -1,0 +1,339 @@
+"Every head against an independent form of itself; what must not change does not"
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fmhar.fusion
+from fmhar.errors import InputError
+from fmhar.fusion import (
+    FUSIONS,
+    Fusion,
+    PiecewiseAttention,
+    Received,
+    cost,
+    make_fusion,
+    register,
+    standardise,
+)
+
+TABLE_3 = [
+    'average_pooling',
+    'average_pooling_relu',
+    'max_pooling',
+    'max_pooling_relu',
+    'self_attention_all_avg',
+    'self_attention_all_max',
+    'self_attention_cls_avg',
+    'self_attention_cls_max',
+    'weighted_self_attention',
+    'cross_attention_all',
+    'cross_attention_cls',
+    'lstm',
+    'tcn',
+]
+ORDERED = ['lstm', 'tcn']
+
+
+def build(name, dim=16, seed=0, dtype=torch.float64, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_fusion(name, dim, **options).to(dtype).eval()
+
+
+def clip(head, shape=(3, 6, 5), dim=16, seed=0, dtype=torch.float64, scale=2.0):
+    g = torch.Generator().manual_seed(seed)
+    x = scale * torch.randn(*shape, dim, generator=g, dtype=torch.float64)
+    return (x if head.tokens == 'all' else x[:, :, 0]).to(dtype)
+
+
+def as_mha(attention):
+    "The same weights in `nn.MultiheadAttention`"
+    a, dim = attention, attention.q.in_features
+    mha = nn.MultiheadAttention(dim, a.heads, batch_first=True).to(a.q.weight.dtype)
+    parts = [a.q, a.k, a.v]
+    mha.in_proj_weight.data = torch.cat([p.weight for p in parts]).detach()
+    mha.in_proj_bias.data = torch.cat([p.bias for p in parts]).detach()
+    mha.out_proj.load_state_dict(a.out.state_dict())
+    return mha
+
+
+def test_keys_are_the_rows_of_table_3_in_order():
+    assert list(FUSIONS)[:13] == TABLE_3
+
+
+@pytest.mark.parametrize('name', TABLE_3)
+def test_contract(name):
+    head = build(name)
+    assert head.tokens == ('all' if '_all' in name else 'cls')
+    y = head(clip(head))
+    assert y.shape == (3, head.out_dim) and y.isfinite().all()
+    assert build(name, dtype=torch.float32)(clip(head).half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', TABLE_3)
+def test_clips_do_not_mix(name):
+    head = build(name)
+    x = clip(head)
+    torch.testing.assert_close(head(x)[1:2], head(x[1:2]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', TABLE_3)
+@pytest.mark.parametrize('time', [None, 'learned', 'sincos'])
+def test_order_of_frames(name, time):
+    head = build(name, time=time)
+    if time == 'learned':
+        nn.init.normal_(head.time)
+    x = clip(head)
+    change = (head(x) - head(x.flip(1))).abs().max()
+    sums = 'average_pooling' in name  # a mean of sums has no order either
+    blind = name not in ORDERED and (time is None or sums)
+    assert change < 1e-12 if blind else change > 1e-3
+
+
+@pytest.mark.parametrize('name', [n for n in TABLE_3 if n not in ORDERED])
+def test_shuffled_frames_in_single_precision(name):
+    head = build(name, dim=64, dtype=torch.float32)
+    x = clip(head, (2, 16, 5), 64, dtype=torch.float32)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(x), head(x[:, order]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [n for n in TABLE_3 if '_all' in n])
+@pytest.mark.parametrize('scope', ['joint', 'per_frame'])
+def test_scope(name, scope):
+    "Joint heads do not care which frame a token is in; per-frame heads do"
+    head = build(name, scope=scope)
+    x = clip(head)
+    moved = x.clone()
+    moved[:, 0, 1], moved[:, 1, 1] = x[:, 1, 1], x[:, 0, 1]
+    change = (head(x) - head(moved)).abs().max()
+    assert change < 1e-12 if scope == 'joint' else change > 1e-6
+
+
+def test_pooling_against_numpy():
+    head = build('average_pooling')
+    x = clip(head)
+    assert np.allclose(head(x), x.numpy().mean(1), rtol=0, atol=1e-14)
+    assert np.array_equal(build('max_pooling')(x), x.numpy().max(1))
+    for name, pooled in ('average_pooling_relu', x.mean(1)), ('max_pooling_relu', x.amax(1)):
+        head = build(name, hidden=7)
+        weight, bias = (p.detach().numpy() for p in (head.layer.weight, head.layer.bias))
+        expected = np.maximum(pooled.numpy() @ weight.T + bias, 0)
+        assert np.allclose(head(x).detach(), expected, rtol=0, atol=1e-12)
+        assert torch.equal(build(name, hidden=0)(x), pooled.relu())
+
+
+@pytest.mark.parametrize('name', [n for n in TABLE_3 if n.startswith('self_attention')])
+@pytest.mark.parametrize('residual', [True, False])
+@pytest.mark.parametrize('shape', [(3, 6, 5), (2, 8, 9)])  # 72 tokens > 2 D: winners only
+def test_self_attention_against_multihead_attention(name, residual, shape):
+    head = build(name, heads=4, residual=residual)
+    x = clip(head, shape)
+    z = standardise(x).flatten(1, -2)
+    y = as_mha(head.attention)(z, z, z, need_weights=False)[0] + (z if residual else 0)
+    expected = y.amax(1) if name.endswith('max') else y.mean(1)
+    torch.testing.assert_close(head(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('mlp', [0, 4])
+@pytest.mark.parametrize('name', ['self_attention_all_avg', 'self_attention_all_max'])
+def test_shortcuts_have_the_gradients_of_the_plain_form(name, mlp):
+    head = build(name, heads=2, mlp=mlp)
+    x = clip(head, (2, 8, 9))
+    z = standardise(x).flatten(1, -2)
+    plain = head.attended(z, z)
+    plain = plain.amax(1) if name.endswith('max') else plain.mean(1)
+    target = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(3))
+    parameters = list(head.parameters())
+    ours = torch.autograd.grad((head(x) * target).sum(), parameters)
+    theirs = torch.autograd.grad((plain * target).sum(), parameters)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('piece', [1, 40, 10_000])
+def test_pieces_of_any_size_give_the_same(piece, monkeypatch):
+    monkeypatch.setitem(fmhar.fusion.PIECE, 'cpu', piece)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, n, 4, generator=g).double().requires_grad_() for n in (5, 7, 7))
+    p = torch.softmax(q @ k.transpose(1, 2), -1)
+    target = torch.randn(3, 5, 4, generator=g).double()
+    pairs = [
+        (PiecewiseAttention.apply(q, k, v), p @ v, target, (q, k, v)),
+        (Received.apply(q, k), p.mean(1), torch.randn(3, 7, generator=g).double(), (q, k)),
+    ]
+    for ours, plain, weight, leaves in pairs:
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+        ours = torch.autograd.grad((ours * weight).sum(), leaves, retain_graph=True)
+        plain = torch.autograd.grad((plain * weight).sum(), leaves, retain_graph=True)
+        for a, b in zip(ours, plain):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_long_clips_never_build_the_whole_matrix():
+    "2048 tokens: 4.2 million scores a head; no piece is larger than `PIECE`"
+    sizes = []
+    real = fmhar.fusion.scores
+
+    def spy(q, k):
+        p = real(q, k)
+        sizes.append(p.numel())
+        return p
+
+    head = build('self_attention_all_avg', dim=8, dtype=torch.float32)
+    x = clip(head, (1, 8, 256), 8, dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(fmhar.fusion, 'scores', spy)
+        head(x).sum().backward()
+    assert max(sizes) <= fmhar.fusion.PIECE['cpu'] < 2048**2
+    assert sum(sizes) == 2 * 2048**2  # forward, and again backward
+
+
+@given(
+    n=st.integers(1, 40),
+    heads=st.sampled_from([1, 2, 4, 8]),
+    scale=st.sampled_from([0.1, 1.0, 10.0]),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None)
+def test_folded_cross_attention_is_exact(n, heads, scale, seed):
+    head = build('cross_attention_cls', heads=heads, seed=seed, norm=False)
+    nn.init.normal_(head.query)
+    x = clip(head, (2, n, 1), seed=seed, scale=scale)
+    mha, query = as_mha(head.attention), head.query.expand(2, 1, -1)
+    expected = mha(query, x, x, need_weights=False)[0][:, 0]
+    torch.testing.assert_close(head(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_folded_cross_attention_has_exact_gradients():
+    head = build('cross_attention_all', heads=4, norm=False)
+    x = clip(head)
+    a = head.attention
+    args = [torch.cat([getattr(m, p) for m in (a.q, a.k, a.v)]) for p in ('weight', 'bias')]
+    kv = x.flatten(1, 2).transpose(0, 1)
+    unfolded = F.multi_head_attention_forward(
+        head.query.expand(1, 3, -1), kv, kv, 16, 4, *args, None, None, False, 0.0,
+        a.out.weight, a.out.bias,
+    )[0][0]  # fmt: skip
+    torch.testing.assert_close(head(x), unfolded, rtol=0, atol=1e-10)
+    names, parameters = zip(*head.named_parameters())
+    ours = torch.autograd.grad(head(x).square().sum(), parameters, allow_unused=True)
+    theirs = torch.autograd.grad(unfolded.square().sum(), parameters)
+    for name, mine, other in zip(names, ours, theirs):
+        if name == 'attention.k.bias':  # moves all scores alike: no gradient
+            assert mine is None and other.abs().max() < 1e-12
+        else:
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+
+
+def test_folded_counts_sixty_times_fewer_operations():
+    "At ViT-B/14: keys and values of 4112 tokens against one product with H folded queries"
+    n, d, heads = 16 * 257, 768, 12
+    unfolded = 2 * (2 * n * d * d + 2 * n * d + 2 * d * d)
+    assert cost('cross_attention_all')[1] * 1e9 < unfolded / 60
+    folded = 2 * n * d * heads * 2 + 4 * 2 * d * d  # scores and sums; q, fold, v, out
+    assert cost('cross_attention_all')[1] * 1e9 == pytest.approx(folded, rel=0.01)
+
+
+def test_weighted_self_attention_against_multihead_attention():
+    head = build('weighted_self_attention', heads=4, of='attended')
+    z = standardise(clip(head))
+    y, weights = as_mha(head.attention)(z, z, z)  # weights: mean over heads
+    expected = (weights.mean(1, keepdim=True) @ (y + z))[:, 0]
+    torch.testing.assert_close(head(clip(head)), expected, rtol=0, atol=1e-10)
+    plain = build('weighted_self_attention', heads=4)
+    plain.attention.load_state_dict(head.attention.state_dict(), strict=False)
+    expected = (weights.mean(1, keepdim=True) @ z)[:, 0]
+    torch.testing.assert_close(plain(clip(head)), expected, rtol=0, atol=1e-10)
+
+
+def test_lstm_against_its_equations():
+    head = build('lstm', hidden=6, norm=False)
+    x, p = clip(head), dict(head.lstm.named_parameters())
+    h = c = torch.zeros(3, 6, dtype=x.dtype)
+    for t in range(x.shape[1]):
+        gates = x[:, t] @ p['weight_ih_l0'].T + p['bias_ih_l0']
+        gates = gates + h @ p['weight_hh_l0'].T + p['bias_hh_l0']
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    torch.testing.assert_close(head(x), h, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('kernel, dilations', [(3, (1, 2, 4)), (2, (1, 2)), (3, (1,))])
+def test_receptive_field_of_the_tcn(kernel, dilations):
+    "Changing a frame changes the output exactly if the last step can see it"
+    head = build('tcn', kernel=kernel, dilations=dilations, norm=False)
+    x = clip(head, (1, 40, 1))
+    field = 1 + 2 * (kernel - 1) * sum(dilations)
+    for t in range(40):
+        y = x.clone()
+        y[:, t] += 1
+        assert ((head(y) - head(x)).abs().max() > 0) == (40 - t <= field)
+
+
+def test_standardise():
+    x = 50 + 7 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = standardise(x)
+    expected = (x - x.mean(1, keepdim=True)) / (
+        x.var(1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(z, expected)
+    assert standardise(x.half()).dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        assert standardise(x.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('name', TABLE_3)
+def test_bfloat16_is_close(name):
+    head = build(name, dim=64, dtype=torch.float32)
+    x = clip(head, (4, 8, 5), 64, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        y = head(x)
+    error = (y.float() - head(x)).norm() / head(x).norm()
+    assert error < 0.02
+    if y.requires_grad:
+        y.float().square().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_costs_at_vit_base():
+    parameters, gflop = cost('self_attention_all_max')
+    n, d = 16 * 257, 768
+    assert parameters == 4 * d * d + 4 * d
+    assert gflop == pytest.approx(2 * (4 * n * d * d + 2 * n * n * d) / 1e9)
+    assert cost('self_attention_all_avg')[1] == pytest.approx(gflop / 2, rel=0.01)
+    assert cost('lstm') == (8 * d * d + 8 * d, pytest.approx(16 * 16 * d * d / 1e9))
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(InputError, match='did you mean cross_attention_all'):
+        make_fusion('cross_atention_all', 16)
+    with pytest.raises(InputError, match='Unknown option .width.'):
+        make_fusion('lstm', 16, width=3)
+    with pytest.raises(InputError, match='do not divide'):
+        make_fusion('cross_attention_all', 16, heads=5)
+    with pytest.raises(InputError, match='Unknown scope'):
+        make_fusion('cross_attention_all', 16, scope='frames')
+    with pytest.raises(InputError, match='Unknown time code'):
+        make_fusion('max_pooling', 16, time='sine')
+    with pytest.raises(InputError, match='n_frames=6'):
+        build('max_pooling', time='learned', n_frames=5)(torch.zeros(1, 6, 16))
+    with pytest.raises(InputError, match=r'reads \(B, T, N, D\)'):
+        build('cross_attention_all')(torch.zeros(1, 6, 16))
+
+
+def test_registering_again_replaces(monkeypatch):
+    monkeypatch.setattr(fmhar.fusion, 'FUSIONS', dict(FUSIONS))
+
+    @register
+    class MaxPooling(Fusion):
+        pass
+
+    assert fmhar.fusion.FUSIONS['max_pooling'] is MaxPooling
+    assert list(fmhar.fusion.FUSIONS) == list(FUSIONS)

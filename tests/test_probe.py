@@ -1,0 +1,110 @@
+"A bank is exactly its probes, whatever stands beside them"
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fmhar.backbones import Features
+from fmhar.errors import InputError
+from fmhar.fusion import FUSIONS
+from fmhar.probe import Probe, ProbeBank, ProbeSpec, sweep
+
+
+def features(b=5, t=4, n=3, dim=16, seed=0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    tokens = (2 * torch.randn(b, t, n, dim, generator=g)).to(dtype)
+    return Features(tokens[:, :, 0], tokens)
+
+
+def test_names_are_short_and_tell_what_differs():
+    assert ProbeSpec('lstm').name == 'lstm'
+    spec = ProbeSpec('lstm', 3e-4, 0.1, 2, {'time': 'learned', 'hidden': 8})
+    assert spec.name == 'lstm lr=0.0003 weight_decay=0.1 seed=2 hidden=8 time=learned'
+    assert len({s.name for s in sweep(lr=[1e-3, 1e-4], weight_decay=[0.02, 0], seed=[0, 1])}) == 104
+
+
+def test_specs_are_keys_whatever_the_order_of_options():
+    a = ProbeSpec('tcn', options={'kernel': 2, 'dilations': [1, 2]})
+    b = ProbeSpec('tcn', options=(('dilations', (1, 2)), ('kernel', 2)))
+    assert a == b and len({a, b}) == 1
+
+
+def test_sweep_is_the_product():
+    specs = sweep(['lstm', 'tcn'], lr=[1e-3, 1e-4], seed=[0, 1, 2])
+    assert len(specs) == len(set(specs)) == 12
+    assert [s.fusion for s in sweep()] == list(FUSIONS)
+
+
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_a_probe_is_the_same_alone_and_in_a_bank(name):
+    "Same start, same logits, same gradient, whoever stands before it"
+    specs = sweep([name], seed=[1]) + sweep(seed=[0]) + sweep([name], lr=[1e-2], seed=[0, 3])
+    bank, x = ProbeBank(specs, 16, 4), features()
+    weight = torch.randn(len(specs), 5, 4, generator=torch.Generator().manual_seed(1))
+    logits = bank(x)
+    (logits * weight).sum().backward()
+    for i in 0, 14, 15:
+        alone = Probe(specs[i], 16, 4)
+        for a, b in zip(alone.parameters(), bank.probes[i].parameters()):
+            assert torch.equal(a, b)
+        y = alone(x)
+        torch.testing.assert_close(y, logits[i])
+        (y * weight[i]).sum().backward()
+        for a, b in zip(alone.parameters(), bank.probes[i].parameters()):
+            assert (a.grad is None) == (b.grad is None)
+            if a.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_start_depends_on_the_seed_alone_and_leaves_the_random_state():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a = Probe(ProbeSpec('tcn', seed=1), 16, 4)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(6)
+    b = Probe(ProbeSpec('tcn', lr=0.5, seed=1), 16, 4)
+    c = Probe(ProbeSpec('tcn', seed=2), 16, 4)
+    assert torch.equal(a.linear.weight, b.linear.weight)
+    assert not torch.equal(a.linear.weight, c.linear.weight)
+
+
+def test_stored_half_precision_is_read_in_full():
+    bank = ProbeBank(sweep(), 16, 4)
+    x = features(dtype=torch.float16)
+    logits = bank(x)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, bank(Features(x.cls.float(), x.tokens.float())))
+
+
+def test_logits_are_full_precision_under_autocast():
+    bank, x = ProbeBank(sweep(), 16, 4), features()
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = bank(x)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, bank(x), rtol=0.05, atol=0.05)
+
+
+def test_class_token_heads_need_no_tokens():
+    bank = ProbeBank(sweep(), 16, 4)
+    cls_only = bank.keep([s.name for s in bank.specs if FUSIONS[s.fusion].tokens == 'cls'])
+    assert bank.needs_tokens and not cls_only.needs_tokens and len(cls_only.specs) == 10
+    x = features()
+    torch.testing.assert_close(
+        cls_only(Features(x.cls)), bank(x)[[0, 1, 2, 3, 6, 7, 8, 10, 11, 12]]
+    )
+    assert cls_only.probes[0] is bank.probes[0]
+    with pytest.raises(InputError, match='self_attention_all_avg.*cross_attention_all'):
+        bank(Features(x.cls))
+
+
+def test_errors():
+    with pytest.raises(InputError, match='Two probes of one name'):
+        ProbeBank([ProbeSpec('lstm'), ProbeSpec('lstm')], 16, 4)
+    with pytest.raises(InputError, match='Unknown fusion head'):
+        ProbeBank([ProbeSpec('gru')], 16, 4)
+    with pytest.raises(InputError, match='Unknown option'):
+        Probe(ProbeSpec('lstm', options={'dropout': 0.5}), 16, 4)
+    with pytest.raises(InputError, match='Unknown probe'):
+        ProbeBank([ProbeSpec('lstm')], 16, 4).keep(['tcn'])
+    assert replace(ProbeSpec('lstm'), seed=3).name == 'lstm seed=3'

@@ -1,0 +1,371 @@
+"Probes do not disturb each other; a killed run continues bit for bit; the recipe is the paper's"
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
+
+import fmhar.trainer
+from fmhar.backbones import Features
+from fmhar.errors import InputError
+from fmhar.fusion import FUSIONS
+from fmhar.probe import ProbeBank, ProbeSpec, sweep
+from fmhar.trainer import Recipe, balanced_accuracy, epoch_clips, fit, losses, lr_factor
+
+DIM, N_CLASSES = 16, 3
+QUICK = dict(device='cpu', progress=False)
+
+
+@dataclass
+class InMemory:
+    "What training needs of a feature dataset"
+
+    labels: torch.Tensor
+    segments: torch.Tensor
+    tokens: torch.Tensor  # (n, T, N, D)
+    pause: float = 0.0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batch(self, indices):
+        time.sleep(self.pause)
+        return Features(self.tokens[indices][:, :, 0], self.tokens[indices])
+
+
+def dataset(n=24, seed=0, scale=2.0, clips=2):
+    "Class means far apart, `clips` clips a segment"
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(N_CLASSES, DIM, generator=torch.Generator().manual_seed(9))
+    segments = torch.arange(n) // clips
+    labels = segments % N_CLASSES
+    noise = torch.randn(n, 4, 3, DIM, generator=g)
+    return InMemory(labels, segments, scale * (means[labels][:, None, None] + noise))
+
+
+def bank(specs=None):
+    return ProbeBank(sweep() if specs is None else specs, DIM, N_CLASSES)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+
+
+def test_defaults_are_the_papers():
+    r, s = Recipe(), ProbeSpec('lstm')
+    assert (r.epochs, r.batch_size, r.warmup_epochs, r.label_smoothing) == (60, 32, 0, 0)
+    assert (s.lr, s.weight_decay, r.keep) == (1e-3, 0.02, 'last')
+
+
+@pytest.mark.parametrize('warmup', [0, 2])
+def test_against_a_plain_loop_with_pytorchs_own_schedule(warmup):
+    "Linear probing as anyone would write it: same batches, `LambdaLR`, one model"
+    data, spec = dataset(), ProbeSpec('average_pooling', lr=3e-3, weight_decay=0.1)
+    recipe = Recipe(epochs=5, batch_size=5, warmup_epochs=warmup, label_smoothing=0.1)
+    ours, plain = bank([spec]), bank([spec]).probes[0].linear
+    fit(ours, data, recipe=recipe, **QUICK)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: lr_factor(i, 5 * 3, warmup * 3)
+    )
+    for epoch in range(5):
+        for clips in torch.as_tensor(epoch_clips(data.segments.numpy(), 0, epoch)).split(5):
+            x = data.tokens[clips][:, :, 0].mean(1)
+            loss = F.cross_entropy(plain(x), data.labels[clips], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    for a, b in zip(ours.probes[0].linear.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_cosine_is_pytorchs():
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for i in range(20):
+        assert lr_factor(i, 20) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+    rise = [lr_factor(i, 20, 4) for i in range(5)]
+    assert np.allclose(np.diff(rise), 0.2) and rise[-1] == 1
+
+
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_weights_equal_those_of_the_probe_trained_alone(name):
+    "In a bank of all heads, some at other learning rates, whatever the kind"
+    spec = ProbeSpec(name, lr=3e-3, seed=1)
+    others = sweep() + sweep([name], lr=[1e-3, 1e-2], seed=[2])
+    recipe, data = Recipe(epochs=3, batch_size=4), dataset()
+    together, alone = bank([*others, spec]), bank([spec])
+    fit(together, data, recipe=recipe, **QUICK)
+    fit(alone, data, recipe=recipe, **QUICK)
+    for a, b in zip(together.probes[-1].parameters(), alone.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert not same(alone, bank([spec]))
+
+
+def test_gradients_are_independent():
+    "Labels of another probe's loss do not matter: each gradient is that of the own loss"
+    b, data = bank(), dataset()
+    logits = b(data.batch(np.arange(8)))
+    loss = losses(logits, data.labels[:8])
+    for i in 0, 4, 12:
+        parameters = list(b.probes[i].parameters())
+        own = torch.autograd.grad(loss[i], parameters, retain_graph=True, allow_unused=True)
+        of_sum = torch.autograd.grad(loss.sum(), parameters, retain_graph=True, allow_unused=True)
+        assert all(x is y or torch.equal(x, y) for x, y in zip(own, of_sum))
+
+
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_a_diverging_probe_stops_alone(name):
+    data, recipe = dataset(), Recipe(epochs=3, batch_size=4)
+    specs = [ProbeSpec(name), ProbeSpec(name, lr=1e35), ProbeSpec('max_pooling', lr=1e-2)]
+    with_it, without = bank(specs), bank([specs[0], specs[2]])
+    history = fit(with_it, data, data, recipe=recipe, **QUICK)
+    fit(without, data, recipe=recipe, **QUICK)
+    assert list(history.stopped) == [specs[1].name]
+    for i, j in (0, 0), (2, 1):
+        for a, b in zip(with_it.probes[i].parameters(), without.probes[j].parameters()):
+            assert a.isfinite().all()
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    table = history.table
+    assert set(table[table.epoch == 3].probe) == {specs[0].name, specs[2].name}
+    assert table.loss.notna().all()
+
+
+def test_clipping_is_by_probe():
+    "A neighbour with a huge gradient does not shrink that of the others"
+    data, recipe = dataset(scale=100), Recipe(epochs=1, grad_clip=1e-3)
+    specs = [ProbeSpec('average_pooling'), ProbeSpec('lstm')]
+    together, alone, free = bank(specs), bank(specs[1:]), bank(specs[1:])
+    fit(together, data, recipe=recipe, **QUICK)
+    fit(alone, data, recipe=recipe, **QUICK)
+    fit(free, data, recipe=replace(recipe, grad_clip=None), **QUICK)
+    for a, b in zip(together.probes[1].parameters(), alone.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    norm = torch.cat([p.grad.flatten() for p in alone.parameters()]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+    assert torch.cat([p.grad.flatten() for p in free.parameters()]).norm() > 2e-3
+
+
+def test_an_epoch_is_one_random_clip_of_each_segment():
+    segments = np.repeat(np.arange(50), 4)
+    draws = np.array([epoch_clips(segments, 0, e) for e in range(400)])
+    assert (np.sort(segments[draws], 1) == np.arange(50)).all()
+    chosen = np.bincount(draws.ravel(), minlength=200)
+    assert chosen.min() > 60 and chosen.max() < 145  # binomial(400, 1/4): 100 +- 8.7
+    assert len({tuple(d) for d in segments[draws]}) == 400  # another order each time
+    assert not np.array_equal(epoch_clips(segments, 1, 0), draws[0])
+
+
+def test_same_seed_same_weights_and_another_order_others():
+    data, recipe = dataset(), Recipe(epochs=2, batch_size=4)
+    runs = [bank([ProbeSpec('tcn')]) for _ in range(3)]
+    for b, seed in zip(runs, (0, 0, 1)):
+        fit(b, data, recipe=replace(recipe, seed=seed), **QUICK)
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+def test_validation_averages_clips_and_is_sklearns_balanced_accuracy():
+    val, b = dataset(60, seed=5, scale=0.6, clips=3), bank()
+    history = fit(b, dataset(), val, recipe=Recipe(epochs=2), **QUICK)
+    rows = history.table[history.table.epoch == 2].set_index('probe').balanced_accuracy
+    with torch.no_grad():
+        logits = b(val.batch(np.arange(60))).view(13, 20, 3, N_CLASSES).mean(2)
+    for spec, z in zip(b.specs, logits):
+        expected = balanced_accuracy_score(val.labels[::3], z.argmax(1))
+        assert rows[spec.name] == pytest.approx(expected, abs=1e-6)
+    assert rows.nunique() > 3
+
+
+def test_balanced_accuracy_with_absent_classes():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.tensor([0, 4])[torch.randint(2, (50,), generator=g)]
+    predicted = torch.randint(5, (1, 50), generator=g)
+    with pytest.warns(UserWarning, match='y_pred contains classes'):
+        expected = balanced_accuracy_score(truth, predicted[0])
+    assert balanced_accuracy(predicted, truth).item() == pytest.approx(expected)
+
+
+def test_validation_only_when_due():
+    history = fit(
+        bank([ProbeSpec('lstm')]),
+        dataset(),
+        dataset(),
+        recipe=Recipe(epochs=5, validate_every=2),
+        **QUICK,
+    )
+    assert history.table.balanced_accuracy.notna().tolist() == [False, True, False, True, False]
+
+
+def test_keep_best():
+    "The weights kept are those of the best epoch, for each probe its own"
+    train, val = dataset(), dataset(60, seed=5, scale=0.6, clips=3)
+    specs = sweep(['average_pooling', 'lstm'], lr=[0.3])
+    b = bank(specs)
+    history = fit(b, train, val, recipe=Recipe(epochs=6, batch_size=4, keep='best'), **QUICK)
+    scores = history.table.pivot(index='epoch', columns='probe', values='balanced_accuracy')
+    assert (scores.idxmax() < 6).any()  # else this test shows nothing
+    with torch.no_grad():
+        logits = b(val.batch(np.arange(60))).view(2, 20, 3, N_CLASSES).mean(2)
+    for spec, z in zip(specs, logits):
+        now = balanced_accuracy_score(val.labels[::3], z.argmax(1))
+        assert now == pytest.approx(scores[spec.name].max(), abs=1e-6)
+
+
+def test_bf16_learns_the_same():
+    data, results = dataset(48), []
+    for precision in 'fp32', 'bf16':
+        history = fit(
+            bank(sweep(lr=[5e-3])),
+            data,
+            data,
+            recipe=Recipe(epochs=8, batch_size=8, precision=precision),
+            **QUICK,
+        )
+        results.append(history.table.pivot(index='epoch', columns='probe', values='loss').loc[8])
+    assert (results[0] < 1).all()  # from ln 3
+    assert (results[0] - results[1]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_stable_at_the_scale_of_dinov2(name):
+    "Token norms of 45 at D = 384 and some features 10 times larger: the paper's 1e-3 must learn"
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 4
+    x = torch.randn(64, 8, 3, 384, generator=g)
+    x[..., :5] *= 10
+    x += 0.7 * torch.randn(4, 384, generator=g)[labels][:, None, None]
+    x *= 45 / x.norm(dim=-1, keepdim=True)
+    b = ProbeBank([ProbeSpec(name)], 384, 4)
+    history = fit(b, InMemory(labels, torch.arange(64), x), recipe=Recipe(epochs=15), **QUICK)
+    loss = history.table.loss
+    assert not history.stopped and loss.max() < 4 and loss.iloc[-1] < 0.5
+
+
+# --- resuming
+
+
+def test_interrupted_at_any_epoch_it_ends_with_the_same_bits(tmp_path, monkeypatch):
+    train, val = dataset(), dataset(seed=5, scale=0.6)
+    recipe = Recipe(epochs=4, batch_size=4, keep='best')
+    whole = bank()
+    expected = fit(whole, train, val, recipe=recipe, **QUICK)
+    path = tmp_path / 'bank.pt'
+    real = fmhar.trainer.save_checkpoint
+
+    def save_and_die(run, path):
+        real(run, path)
+        raise KeyboardInterrupt
+
+    for _ in range(4):
+        monkeypatch.setattr(fmhar.trainer, 'save_checkpoint', save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            fit(bank(), train, val, recipe=recipe, checkpoint=path, **QUICK)
+    monkeypatch.undo()
+    last = bank()
+    history = fit(last, train, val, recipe=recipe, checkpoint=path, **QUICK)
+    assert same(last, whole)
+    assert history.table.equals(expected.table) and history.stopped == expected.stopped
+
+
+def test_a_stopped_probe_stays_stopped_after_a_restart(tmp_path):
+    specs = [ProbeSpec('tcn', lr=1e35), ProbeSpec('lstm')]
+    recipe, path = Recipe(epochs=3, batch_size=4), tmp_path / 'bank.pt'
+    first = fit(bank(specs), dataset(), recipe=recipe, checkpoint=path, **QUICK)
+    again = fit(bank(specs), dataset(), recipe=recipe, checkpoint=path, **QUICK)
+    assert list(again.stopped) == [specs[0].name] and again.table.equals(first.table)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_trainer import KILL, bank, dataset, fit, replace, torch
+torch.set_num_threads(1)
+fit(bank(), replace(dataset(), pause=0.2), checkpoint={path!r}, **KILL)
+"""
+KILL = dict(recipe=Recipe(epochs=8, batch_size=4), **QUICK)
+
+
+def test_kill_9_and_run_again(tmp_path):
+    "A real process, killed in the middle of an epoch by a signal that it cannot catch"
+    path = tmp_path / 'bank.pt'
+    code = KILLED.format(tests=os.path.dirname(__file__), path=str(path))
+    process = subprocess.Popen([sys.executable, '-c', code])
+    deadline = time.time() + 120
+    while not path.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # an epoch takes 0.6 s
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < torch.load(path, weights_only=True)['epoch'] < 8
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole, continued = bank(), bank()
+    fit(whole, dataset(), **KILL)
+    fit(continued, dataset(), checkpoint=path, **KILL)
+    torch.set_num_threads(threads)
+    assert same(whole, continued)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    path, data = tmp_path / 'bank.pt', dataset()
+    first, second = bank(), bank()
+    fit(first, data, recipe=Recipe(epochs=2), checkpoint=path, **QUICK)
+    data.batch = None  # reading would fail
+    fit(second, data, recipe=Recipe(epochs=2), checkpoint=path, **QUICK)
+    assert same(first, second)
+
+
+@pytest.mark.parametrize('what', ['recipe', 'bank', 'data', 'dim'])
+def test_a_checkpoint_of_something_else_is_refused(what, tmp_path):
+    specs, data, recipe = [ProbeSpec('lstm')], dataset(), Recipe(epochs=1)
+    path = tmp_path / 'bank.pt'
+    fit(bank(specs), data, recipe=recipe, checkpoint=path, **QUICK)
+    other = ProbeBank([ProbeSpec('lstm', seed=1)] if what == 'bank' else specs, DIM, N_CLASSES)
+    if what == 'recipe':
+        recipe = replace(recipe, epochs=2)
+    if what == 'data':
+        data.labels[0] += 1
+    if what == 'dim':
+        other = ProbeBank(specs, DIM, N_CLASSES + 1)
+    with pytest.raises(InputError, match='another bank, recipe or data set'):
+        fit(other, data, recipe=recipe, checkpoint=path, **QUICK)
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    "A pickle that would run something is refused, and not run"
+    path = tmp_path / 'bank.pt'
+    torch.save({'identity': Evil(str(tmp_path / 'ran'))}, path)
+    with pytest.raises(InputError, match='Not a checkpoint'):
+        fit(bank([ProbeSpec('lstm')]), dataset(), checkpoint=path, **QUICK)
+    assert not (tmp_path / 'ran').exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_errors():
+    with pytest.raises(InputError, match='Unknown weights to keep'):
+        Recipe(keep='worst')
+    with pytest.raises(InputError, match='needs validation data'):
+        fit(bank(), dataset(), recipe=Recipe(keep='best'), **QUICK)
+    with pytest.raises(InputError, match='No clips to train on'):
+        fit(bank(), dataset(0), **QUICK)
+    with pytest.raises(InputError, match='Unknown precision'):
+        fit(bank(), dataset(), recipe=Recipe(precision='int8'), **QUICK)
