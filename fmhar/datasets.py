@@ -20,8 +20,14 @@ import pandas as pd
 
 from .errors import InputError, unknown
 from .files import read_json
-from .headers import ask_files, frame_rate
-from .segments import SPLITS, as_segments, read_table
+from fmhar.segments import (
+    SPLITS,
+    as_segments,
+    expect_videos,
+    fill_in,
+    load_table,
+    read_table,
+)
 
 # %% ../nbs/01_datasets.ipynb #48d57787
 DRIVE_ACT_VIEWS = {  # folder -> (name in the paper, how its file names end)
@@ -116,32 +122,12 @@ def _view_videos(
     root: Path,  # dataset folder
     view: str,  # folder of the view
     ids: list[str],  # file ids of that view
-) -> tuple[dict[str, str], bool]:  # file id -> path, and whether there was any
+) -> dict[str, str]:  # file id -> path
     "Find the videos of a view among the likely places"
     places = [root / p.format(view=view) for p in VIDEO_PLACES]
-    found = {i: p for i in ids for p in reversed(places) if (p / f'{i}.mp4').exists()}
+    found = {i: p for i in set(ids) for p in reversed(places) if (p / f'{i}.mp4').exists()}
     home = next(iter(found.values()), places[0])
-    return {i: str(found.get(i, home) / f'{i}.mp4') for i in ids}, bool(found)
-
-
-def _video_paths(root, rows):
-    "Path of each row's video; it is an error if there is none at all, a warning if a view has none"
-    paths, empty = {}, []
-    for view, ids in rows.groupby('view').file_id:
-        of_view, found = _view_videos(root, view, ids.unique())
-        paths |= {(view, i): path for i, path in of_view.items()}
-        empty += [view] * (not found)
-    if empty and len(empty) == rows.view.nunique():
-        places = [str(root / p / rows.file_id.iloc[0]) + '.mp4' for p in VIDEO_PLACES]
-        raise InputError(
-            'No video found of those that are annotated',
-            where=root,
-            expected=' or '.join(places).replace('{view}', rows.view.iloc[0]),
-            do='unpack the archives of the views there, one folder for each view',
-        )
-    if empty:
-        warnings.warn(f'no video of {", ".join(empty)} found; see option views', stacklevel=3)
-    return [paths[key] for key in zip(rows.view, rows.file_id)]
+    return {i: str(found.get(i, home) / f'{i}.mp4') for i in ids}
 
 # %% ../nbs/01_datasets.ipynb #c8d54e5d
 def _read_split(folders, level, split, extra_classes):
@@ -192,10 +178,12 @@ def load_drive_act(
     views = [_folder(v, known, PAPER_NAMES) for v in views or known]
     rows = rows[rows.view.isin(views) & (_trained_length(rows, trained_view) >= min_frames)]
     rows = rows.sort_values('view', key=lambda view: view.map(views.index), kind='stable')
-    rows['path'] = _video_paths(root, rows)
-    rows['fps'] = rows.path.map(ask_files(frame_rate, rows.path, float('nan')))
+    paths = {view: _view_videos(root, view, ids) for view, ids in rows.groupby('view').file_id}
+    rows['path'] = [paths[view][i] for view, i in zip(rows.view, rows.file_id)]
+    tried = [f'{root / p}/<file_id>.mp4'.format(view='<view>') for p in VIDEO_PLACES]
+    expect_videos(rows, ' or '.join(tried))
     df = as_segments(
-        rows.drop(columns='file_id'),
+        fill_in(rows.drop(columns='file_id')),
         dataset='drive_act',
         classes=classes,
         trained_view=trained_view,
@@ -278,12 +266,14 @@ def _ikea_database(folders) -> pd.DataFrame:  # scan, view, start, end, label
     except (sqlite3.Error, pd.errors.DatabaseError) as e:
         raise InputError('Not the database of IKEA-ASM', where=path, found=e) from None
     videos['scan'] = videos.video_path.str.extract('^([^/]+/[^/]+)/')
+    videos = videos[videos.scan.str.match(SCAN, na=False)]  # one is called special_test
     rows['label'] = [names.get(pair) for pair in zip(rows.atomic_action_id, rows.object_id)]
     rows = rows.dropna(subset='label').merge(videos, on='video_id')
     rows['end'] = rows[['end', 'nframes']].min(axis=1)
     gaps = [_gaps(rows[rows.video_id == v.video_id], v) for v in videos.itertuples()]
     rows = pd.concat([rows, *gaps], ignore_index=True)
-    return rows[['scan', 'view', 'start', 'end', 'label']].drop_duplicates()
+    rows = rows[['scan', 'start', 'end', 'label', 'view']].drop_duplicates()
+    return rows.sort_values(['scan', 'start', 'end', 'label'])
 
 
 def _gaps(rows, video):
@@ -328,7 +318,7 @@ def _ikea_split(folders, scans, test_calibrations, val, val_by, seed):
     "A table by scan: subject, environment, split; without scans that no list holds"
     parts = {scan: part for part in ('train', 'test') for scan in _lines(folders, part)}
     df = _scan_facts(scans).assign(scan=scans, split=scans.map(parts))
-    df = df.dropna(subset=['subject', 'split'])  # one scan of the database is called special_test
+    df = df.dropna(subset=['subject', 'split'])
     if test_calibrations is not None:
         keep = df.calibration.astype(int).isin(test_calibrations)
         df = df[keep | (df.split != 'test')]
@@ -369,10 +359,11 @@ def load_ikea_asm(
     rows = rows if na else rows[rows.label != 'NA']
     span = rows.start.astype(str) + '-' + rows.end.astype(str)
     rows['event'] = rows.scan + '/' + span + ' ' + rows.label
-    rows['path'] = _scan_videos(Path(root), rows)
-    rows['fps'] = rows.path.map(ask_files(frame_rate, rows.path, float('nan')))
+    paths = {key: _scan_video(root, *key) for key in set(zip(rows.scan, rows.view))}
+    rows['path'] = [paths[key] for key in zip(rows.scan, rows.view)]
+    expect_videos(rows, f'{root}/<Furniture>/<scan>/<dev>/images/scan_video.avi or 000000.jpg, …')
     return as_segments(
-        rows,
+        fill_in(rows),
         dataset='ikea_asm',
         classes=['NA'] * na + sorted(_ikea_names(folders).values()),
         trained_view=trained_view,
@@ -384,22 +375,11 @@ def load_ikea_asm(
 SOURCES, GROUPS = ('database', 'json'), ('scan', 'environment', 'subject')
 
 
-def _scan_videos(root, rows):
-    "Path of each row's video or folder of frames; it is an error if there is none at all"
-    paths, found = {}, 0
-    for scan, view in set(zip(rows.scan, rows.view)):
-        images = root / scan / view / 'images'
-        video, frames = images / 'scan_video.avi', next(images.glob('*.jpg'), None)
-        paths[scan, view] = str(images if frames and not video.exists() else video)
-        found += video.exists() or frames is not None
-    if paths and not found:
-        raise InputError(
-            'No video and no frames found of the scans that are annotated',
-            where=root,
-            expected='<Furniture>/<scan>/<dev>/images/scan_video.avi or 000000.jpg, …',
-            do='give the folder that holds the folders of the furniture',
-        )
-    return [paths[key] for key in zip(rows.scan, rows.view)]
+def _scan_video(root, scan, view):
+    "The video of a scan, or its folder of frames where there is no video"
+    images = Path(root) / scan / view / 'images'
+    video = images / 'scan_video.avi'
+    return str(images if next(images.glob('*.jpg'), None) and not video.exists() else video)
 
 # %% ../nbs/01_datasets.ipynb #d840f328
 REVERSALS = [

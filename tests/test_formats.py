@@ -1,0 +1,204 @@
+"Tables and lists that people bring"
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numbered import write_video
+
+from fmhar.errors import InputError
+from fmhar.formats import _at_rate, load_assembly101, load_lists, load_ntu, load_videofolder
+from fmhar.segments import load_table
+
+
+@pytest.fixture
+def videos(tmp_path):
+    for view in ('front', 'side view'):
+        for name, n in (('one', 12), ('two', 20)):
+            write_video(tmp_path / view / f'{name}.mp4', n)
+    return tmp_path
+
+
+TABLE = """path,label,view,subject,start,end,clip_id,split,mood
+front/one.mp4,"turn, left (e.g. here)",front,ann,0,5,7,train,good
+side view/one.mp4,"turn, left (e.g. here)",side,ann,0,5,7,train,good
+front/two.mp4,none,front,bob,3,20,8,test,bad
+"""
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+def test_table(videos, suffix):
+    path = videos / f'mine{suffix}'
+    (videos / 'mine.csv').write_text(TABLE)
+    if suffix == '.parquet':
+        pd.read_csv(videos / 'mine.csv', keep_default_na=False).to_parquet(path)
+    df = load_table(path)
+    assert df.label.tolist() == ['turn, left (e.g. here)'] * 2 + ['none']
+    assert (df.attrs['dataset'], df.attrs['cluster'], df.attrs['trained_view']) == (
+        'mine',
+        'subject',
+        'front',
+    )
+    assert df.event.tolist() == ['7', '7', '8'] and df.mood.tolist() == ['good', 'good', 'bad']
+    assert df.path.tolist()[1] == str(videos / 'side view/one.mp4')
+    assert df.end.tolist() == [5, 5, 20] and set(df.fps) == {30.0}
+    df.to_parquet(videos / 'again.parquet')  # what was read can be written and read
+    again = load_table(videos / 'again.parquet', root='/')
+    pd.testing.assert_frame_equal(again, df)
+
+
+def test_table_with_only_what_is_needed(videos):
+    (videos / 'a.csv').write_text('path,label,view\nfront/one.mp4,a,front\nfront/two.mp4,b,front\n')
+    df = load_table(videos / 'a.csv', classes=['b', 'a', 'c'], dataset='mine')
+    assert list(zip(df.start, df.end, df.event, df.split)) == [
+        (0, 12, '#0', 'test'),
+        (0, 20, '#1', 'test'),
+    ]
+    assert df.attrs['classes'] == ['b', 'a', 'c'] and df.attrs['cluster'] == 'event'
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda s: s.replace(',view', ',camera'), 'Column view is missing'),
+        (lambda s: s.replace(',0,5,7', ',0,five,7'), 'line 2, column end'),
+        (lambda s: s.replace('test', 'later'), 'found:    later'),
+        (lambda s: s.replace('3,20', '3,3'), 'hold no frame'),
+        (lambda s: s.replace('.mp4', '.mov'), 'No video found'),
+        (lambda s: '', 'Not a readable table'),
+    ],
+)
+def test_faults_of_a_table(videos, change, message):
+    (videos / 'a.csv').write_text(change(TABLE))
+    with pytest.raises(InputError, match=message):
+        load_table(videos / 'a.csv')
+
+
+def test_lists_of_each_community(videos):
+    lists = videos / 'l.txt'
+    for columns, line, span in (
+        ('path label', 'side view/one.mp4 3', (0, 12)),
+        ('path n_frames label', 'side view/one.mp4 9 3', (0, 9)),
+        ('path start n_frames label', 'side view/one.mp4 4 5 3', (4, 9)),
+        ('path start end label', 'side view/one.mp4 4 5 3', (4, 5)),
+    ):
+        lists.write_text(line + '\n\n')
+        df = load_lists({('side', 'test'): lists}, columns=columns)
+        assert (df.start[0], df.end[0], df.label[0]) == (*span, '3')
+        assert df.path[0] == str(videos / 'side view/one.mp4')
+
+
+def test_lists_tie_views_and_name_labels(videos):
+    for view in ('front', 'side view'):
+        (videos / f'{view}.txt').write_text(f'{view}/one.mp4 10\n{view}/two.mp4 2\n')
+    df = load_lists(
+        {('front', 'train'): videos / 'front.txt', ('side', 'val'): videos / 'side view.txt'},
+        event=lambda path: path.rsplit('/', 1)[1],
+    )
+    assert (df.groupby('event').view.nunique() == 2).all()
+    assert df.attrs['classes'] == ['2', '10']
+    named = load_lists(
+        {('front', 'test'): videos / 'front.txt'}, classes=[f'c{i}' for i in range(11)]
+    )
+    assert named.label.tolist() == ['c10', 'c2']
+    with pytest.raises(InputError, match='found:    10'):
+        load_lists({('front', 'test'): videos / 'front.txt'}, classes=['a', 'b', 'c'])
+
+
+@pytest.mark.parametrize(
+    'text, columns, message',
+    [
+        ('one.mp4', 'path label', 'line 1'),
+        ('a 1 1\nb x 5', 'path n_frames label', 'line 2'),
+        ('a 1', 'path label n_frames', 'path start end label'),
+        (None, 'path label', 'not found'),
+    ],
+)
+def test_faults_of_lists(tmp_path, text, columns, message):
+    if text:
+        (tmp_path / 'l.txt').write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_lists({('v', 'test'): tmp_path / 'l.txt'}, columns=columns)
+
+
+def test_videofolder(tmp_path):
+    for name in ('train/sit/a.mp4', 'train/stand/b.mp4', 'test/c.mp4', 'test/d.mp4'):
+        write_video(tmp_path / name, 4)
+    (tmp_path / 'test/metadata.csv').write_text(
+        'file_name,label,view,event,subject,end\nc.mp4,sit,front,1,ann,3\nd.mp4,sit,side,1,ann,4\n'
+    )
+    df = load_videofolder(tmp_path, view='front')
+    assert df.groupby('split').label.apply(list).to_dict() == {
+        'test': ['sit', 'sit'],
+        'train': ['sit', 'stand'],
+    }
+    assert df.view.tolist() == ['front', 'front', 'front', 'side'] and df.end.tolist() == [
+        4,
+        4,
+        3,
+        4,
+    ]
+    with pytest.raises(InputError, match='No videofolder'):
+        load_videofolder(tmp_path / 'train')
+
+
+def test_a_videofolder_s_events_never_meet_by_chance(tmp_path):
+    "Rows without an event get one of their own, also beside rows that have one"
+    for name in ('train/sit/a.mp4', 'test/c.mp4'):
+        write_video(tmp_path / name, 4)
+    (tmp_path / 'test/metadata.csv').write_text('file_name,label,event\nc.mp4,sit,0\n')
+    assert load_videofolder(tmp_path).event.nunique() == 2
+
+
+def test_assembly101_turns_frame_numbers_to_each_files_rate(tmp_path):
+    session = 'nusar-2021_action_both_9011-a01_9011_user_id_2021-02-01_153724'
+    for camera, rate in (('C10095_rgb', 60), ('HMC_21176875_mono10bit', 30)):
+        write_video(tmp_path / session / f'{camera}.mp4', 80, rate=rate)
+    header = 'id,video,start_frame,end_frame,action_cls,verb_cls,noun_cls\n'
+    row = '1,{}/{}.mp4,000000004,000000030,pick up wheel,pick up,wheel\n'
+    text = header + ''.join(
+        row.format(session, c) for c in ('C10095_rgb', 'HMC_21176875_mono10bit')
+    )
+    for name in ('train', 'validation'):
+        (tmp_path / f'{name}.csv').write_text(text)
+    df = load_assembly101(tmp_path, annotations=tmp_path)
+    test = df[df.split == 'test'].set_index('view')
+    assert test.start.to_dict() == {'v1': 8, 'e1': 4} and test.end.to_dict() == {'v1': 60, 'e1': 30}
+    assert df.event.nunique() == 1 and set(df.subject) == {'9011'}
+    verbs = load_assembly101(tmp_path, annotations=tmp_path, label='verb', views=['e1'])
+    assert verbs.attrs['classes'] == ['pick up'] and set(verbs.view) == {'e1'}
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(60, 1), (30, 1), (60000, 1001), (25, 1), (15, 1)]))
+def test_rates_are_exact_fractions(frame, rate):
+    num, den = rate
+    assert _at_rate(frame, num / den) == frame * num // (30 * den)
+
+
+def test_ntu(tmp_path):
+    for c in (1, 2, 3):
+        for p in (1, 2, 3, 103):
+            write_video(tmp_path / f'nturgb+d_rgb/S018C{c:03d}P{p:03d}R002A120_rgb.avi', 3, 'mpeg4')
+    df = load_ntu(tmp_path, val=0.34)
+    assert df.groupby('split').subject.nunique().to_dict() == {'test': 1, 'train': 2, 'val': 1}
+    assert set(df.subject[df.split == 'test']) == {'P003'}
+    assert (df.groupby('event').view.nunique() == 3).all() and set(df.label) == {'A120'}
+    view = load_ntu(tmp_path, protocol='view', val=0, names=[f'action {i}' for i in range(1, 121)])
+    assert view.groupby('split').view.unique().map(sorted).to_dict() == {
+        'test': ['C001'],
+        'train': ['C002', 'C003'],
+    }
+    assert set(view.label) == {'action 120'} and len(view.attrs['classes']) == 120
+    with pytest.raises(InputError, match='subject, view'):
+        load_ntu(tmp_path, protocol='setup')
+    with pytest.raises(InputError, match='No segments'):
+        load_ntu(tmp_path / 'empty')
+
+
+def test_frame_rate_of_a_missing_file_is_unknown(videos):
+    (videos / 'a.csv').write_text(
+        'path,label,view\nfront/one.mp4,a,front\nfront/gone.mp4,b,front\n'
+    )
+    df = load_table(videos / 'a.csv')
+    assert np.isnan(df.fps[1]) and df.end[1] == 1
