@@ -121,7 +121,8 @@ class Clock:
     def __str__(self):
         lines = [f'{"stage":<22}{"seconds":>9}{"share":>8}']
         for stage, r in self.table().iterrows():
-            rate = f'   {r["items"]:.0f} {r.unit}, {r.rate:.1f} a second' if r.unit else ''
+            counted = isinstance(r.unit, str)
+            rate = f'   {r["items"]:.0f} {r.unit}, {r.rate:.1f} a second' if counted else ''
             lines.append(f'{stage:<22}{r.seconds:9.1f}{r.share:7.1f}%{rate}')
         return '\n'.join(lines)
 
