@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'OKABE_ITO', 'MARKERS', 'VIEW_COLOURS', 'printed', 'view_colours', 'view_marker', 'figure4', 'view_label',
-           'note', 'save_figure', 'silhouette', 'plane_maps', 'tsne', 'umap', 'group_styles', 'scatter', 'figure3',
-           'legend', 'example_events', 'Example', 'example', 'lines', 'figure5']
+           'note', 'save_figure', 'plane_maps', 'tsne', 'umap', 'group_styles', 'scatter', 'figure3', 'legend',
+           'example_events', 'Example', 'example', 'lines', 'figure5']
 
 # %% ../nbs/15_plots.ipynb #59361a1a
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
 
 from .errors import InputError
 from .evaluation import Predictions
 from .files import whole_file
+from .invariance import silhouette
 
 # %% ../nbs/15_plots.ipynb #5b53af14
 HEADS = {
@@ -136,15 +136,6 @@ def save_figure(
         fig.savefig(tmp, dpi=dpi, facecolor='white')
 
 # %% ../nbs/15_plots.ipynb #dd4615de
-def silhouette(
-    x: np.ndarray,  # (n, D)
-    groups: np.ndarray,  # (n,) view or class of each
-) -> float:  # -1..1; NaN when there are fewer than two groups
-    "How far the groups lie apart, against their own width (Euclidean)"
-    n_groups = len(set(groups))
-    return float(silhouette_score(x, groups)) if 1 < n_groups < len(x) else float('nan')
-
-
 def plane_maps(
     x: np.ndarray,  # (n, D)
     *,
