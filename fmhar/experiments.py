@@ -7,6 +7,7 @@ __all__ = ['READERS', 'Experiment', 'read_segments', 'needed', 'Clock', 'Result'
            'scored_rows', 'embed', 'code_version', 'versions']
 
 # %% ../nbs/14_experiments.ipynb #af569440
+import inspect
 import platform
 import subprocess
 import time
@@ -22,17 +23,25 @@ import torch
 
 import fmhar
 from .backbones import Backbone, load_backbone
-from .datasets import load_drive_act, load_ikea_asm, symmetric_pairs
+from .datasets import load_drive_act, load_ikea_asm, load_table, symmetric_pairs
 from .errors import unknown
 from .evaluation import Predictions, predict, random_baseline, score
 from .features import Extraction, FeatureDataset, FeatureStore, extract
 from .files import fingerprint, read_json, whole_file, write_json
+from .formats import load_assembly101, load_ntu, load_videofolder
 from .fusion import FUSIONS
 from .probe import ProbeBank, ProbeSpec
 from .trainer import History, Recipe, fit
 
 # %% ../nbs/14_experiments.ipynb #a014ce1c
-READERS = {'drive_act': load_drive_act, 'ikea_asm': load_ikea_asm}
+READERS = {
+    'drive_act': load_drive_act,
+    'ikea_asm': load_ikea_asm,
+    'table': load_table,
+    'videofolder': load_videofolder,
+    'assembly101': load_assembly101,
+    'ntu': load_ntu,
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,10 @@ def read_segments(
     for name in exp.fusions:
         if name not in FUSIONS:
             raise unknown('fusion head', name, FUSIONS)
+    options = list(inspect.signature(READERS[exp.dataset]).parameters)[1:]
+    for name, _ in exp.reader:
+        if name not in options:
+            raise unknown('option', name, options, where=exp.dataset)
     segments = READERS[exp.dataset](exp.root, **dict(exp.reader))
     for name in exp.classes:
         if name not in segments.attrs['classes']:

@@ -134,7 +134,8 @@ def test_missing_root(tmp_path):
         (['--view', 'inner_miror'], 'inner_mirror'),
         (['--trained-view', 'inner_miror'], 'inner_mirror'),
         (['--dataset', 'drive'], 'drive_act'),
-        (['--split', '3'], 'split'),
+        (['--option', 'split=3'], 'split'),
+        (['--option', 'splitt=0'], 'did you mean split'),
     ],
 )
 def test_unknown_names_list_the_known_ones(root, options, named):
