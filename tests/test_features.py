@@ -18,7 +18,17 @@ import transformers as tf
 from fmhar import features
 from fmhar.backbones import Features, load_backbone, quietly
 from fmhar.errors import InputError
-from fmhar.features import FeatureDataset, FeatureStore, clip_keys, extract, read_shard
+from fmhar.features import (
+    FeatureDataset,
+    FeatureStore,
+    clip_keys,
+    extract,
+    list_shards,
+    plan,
+    read_shard,
+    remove_shards,
+    verify_shards,
+)
 from fmhar.video import sweep
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
@@ -419,3 +429,103 @@ def test_shards_say_where_they_come_from(data, image_backbone, tmp_path):
     run(data[1][:2], image_backbone, FeatureStore(tmp_path))
     about = json.loads(next(tmp_path.glob('*.json')).read_text())
     assert about['weights'] == image_backbone.weights and about['backbone'] == 'image'
+
+
+# Eight bits, plans, housekeeping
+
+
+@pytest.mark.parametrize('dim', [1, 63, 64, 65, 200, 384])
+def test_int8_rounds_by_half_a_step(dim):
+    x = torch.randn(3, 5, dim, generator=torch.Generator().manual_seed(0)) * 10
+    packed = features.quantise(x)
+    assert packed.dtype == np.int8 and packed.shape == (3, 5, dim + 2 * -(-dim // 64))
+    back = features.unquantise(packed)
+    groups = torch.nn.functional.pad(x, (0, -dim % 64)).unflatten(-1, (-1, 64))
+    step = (groups.abs().amax(-1) / 127).repeat_interleave(64, -1)[..., :dim]
+    assert ((back - x).abs() <= 0.57 * step).all()  # half a step, and the rounding of the scale
+
+
+def test_int8_of_zeros_and_tiny_values():
+    x = torch.tensor([[0.0] * 64 + [1e-9] * 64])
+    assert features.unquantise(features.quantise(x)).abs().max() < 1e-7
+    with pytest.raises(InputError, match='do not fit'):
+        features.quantise(torch.tensor([[float('nan')]]))
+
+
+def test_int8_tokens_through_the_store(data, image_backbone, tmp_path):
+    store = FeatureStore(tmp_path)
+    run(data[1], image_backbone, store)
+    got = run(data[1], image_backbone, store, token_dtype='int8')
+    assert got.counts['stored'] == 0  # another kind of tokens
+    exact, rough = store.tokens(got.clips.key), store.tokens(got.clips.key, dtype='int8')
+    assert rough.dtype == np.float32 and rough.shape == exact.shape
+    assert 0 < np.abs(rough - exact).max() <= np.abs(exact).max() / 127
+    batch = FeatureDataset(store, got.clips, tokens=True).batch([2, 0])
+    np.testing.assert_array_equal(batch.tokens, rough[[2, 0]])
+    with pytest.raises(InputError, match='Unknown type of stored tokens'):
+        run(data[1], image_backbone, store, token_dtype='int4')
+
+
+@pytest.mark.parametrize('options', [dict(), dict(token_pool=2), dict(token_dtype='int8')])
+def test_plan_tells_what_is_written(data, backbone, tmp_path, options):
+    store = FeatureStore(tmp_path)
+    ahead = plan(data[1], backbone, store, tokens=True, **options)
+    got = run(data[1], backbone, store, **options)
+    assert (ahead.clips, ahead.stored) == (len(got.clips), 0)
+    assert ahead.frames == got.counts['frames']
+    heads = 128 * len(list(tmp_path.glob('*.npy')))  # the .npy header
+    assert ahead.bytes == list_shards(tmp_path)['bytes'].sum() - heads
+    assert ahead.hours > 0 and ahead.decode_rate > 0 and ahead.encode_rate > 0
+    assert 'frames/s' in str(ahead)
+    again = plan(data[1], backbone, store, tokens=True, **options)
+    assert (again.stored, again.frames, again.bytes, again.hours) == (len(got.clips), 0, 0, 0)
+
+
+def test_a_disk_that_is_too_small_is_refused_first(data, image_backbone, tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path)
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(features.shutil, 'disk_usage', lambda path: free)
+    with pytest.raises(InputError, match='do not fit on this disk'):
+        run(data[1], image_backbone, store)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_housekeeping(data, image_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, 'SHARD_BYTES', 20_000)
+    store = FeatureStore(tmp_path)
+    clips = run(data[1], image_backbone, store).clips
+    shards = list_shards(tmp_path)
+    assert len(shards) > 4 and set(shards.features) == {'cls', 'tokens'}
+    usage = features.disk_usage(tmp_path)
+    assert list(usage.clips) == [len(clips)] * 2
+    assert usage['bytes'].sum() == sum(f.stat().st_size for f in tmp_path.glob('*.npy'))
+    assert verify_shards(tmp_path).empty
+    bad = shards.shard[0]
+    file = tmp_path / f'{bad}.tokens.npy'
+    data_bytes = bytearray(file.read_bytes())
+    data_bytes[-3] ^= 4
+    file.write_bytes(data_bytes)
+    assert list(verify_shards(tmp_path).shard) == [bad]
+    with pytest.raises(InputError, match='Unknown shard'):
+        remove_shards(tmp_path, ['nothing'])
+    before = bits(FeatureStore(tmp_path), clips)
+    assert remove_shards(tmp_path, [bad]) > 0
+    assert not list(tmp_path.glob(f'{bad}*'))
+    store = FeatureStore(tmp_path)
+    again = run(data[1], image_backbone, store)
+    lost = shards.clips[shards.shard == bad].iloc[0]
+    assert again.counts['stored'] == len(clips) - lost
+    assert bits(store, clips) != before and verify_shards(tmp_path).empty
+
+
+def test_clips_can_be_read_without_a_store(data, backbone, tmp_path):
+    store = FeatureStore(tmp_path)
+    _, _, jobs = features.plan_jobs(data[1], backbone, store, None, seed=0)
+    streamed = {
+        item[0]: item[1:] for item in features.encode_clips(jobs, backbone, tokens=True, workers=2)
+    }
+    clips = run(data[1], backbone, store).clips
+    assert set(streamed) == set(clips.key) and len(clips) == len(streamed)
+    for key, (cls, tokens) in streamed.items():
+        np.testing.assert_array_equal(cls, store.cls([key])[0])
+        np.testing.assert_array_equal(tokens, store.tokens([key])[0])
