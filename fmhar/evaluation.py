@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'Predictions', 'mean_clips', 'save_predictions', 'load_predictions', 'predict', 'score',
-           'one_view', 'random_baseline', 'Reordered', 'order_test']
+           'one_view', 'random_baseline', 'calibration', 'Reordered', 'order_test']
 
 # %% ../nbs/10_evaluation.ipynb #221e9135
 import json
@@ -24,8 +24,12 @@ from .errors import InputError, unknown
 from .files import whole_file
 from fmhar.metrics import (
     balanced_accuracy,
+    brier,
+    calibration_error,
     chance,
+    fit_temperature,
     n_classes_present,
+    negative_log_likelihood,
     top_k_accuracy,
     within_pair_accuracy,
 )
@@ -206,6 +210,28 @@ def random_baseline(
     n = len(predictions.classes)
     values = dict(balanced_accuracy=chance(n), top1=chance(n), top5=chance(n, 5))
     return rows.assign(**values, within_pair=rows.within_pair.where(rows.within_pair.isna(), 0.5))
+
+# %% ../nbs/10_evaluation.ipynb #08ac8b9b
+def calibration(
+    predictions: Predictions,  # of the clips to score
+    validation: Predictions,  # of held-out clips of the trained view, same probes
+) -> pd.DataFrame:  # probe, view, temperature (1 = as trained), ece, brier, nll
+    "Calibration of every probe on every view, as trained and with the fitted temperature"
+    p, held_out = predictions.mean_clips(), validation.mean_clips()
+    rows = []
+    for name, z in zip(p.probes, p.logits):
+        if not np.isfinite(z).all():  # diverged: no confidence to speak of
+            continue
+        fitted = fit_temperature(held_out.labels, held_out.of(name))
+        for view, i in p.table.groupby('view', sort=False).indices.items():
+            for temperature in (1.0, fitted):
+                of = p.labels[i], z[i] / temperature
+                rows.append(
+                    dict(probe=name, view=view, temperature=temperature)
+                    | dict(ece=calibration_error(*of), brier=brier(*of))
+                    | dict(nll=negative_log_likelihood(*of))
+                )
+    return pd.DataFrame(rows)
 
 # %% ../nbs/10_evaluation.ipynb #39fc4dcb
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from sklearn.metrics import recall_score
 
 from fmhar.backbones import Features
 from fmhar.errors import InputError
-from fmhar.evaluation import METRICS, Predictions, order_test, predict, random_baseline, score
+from fmhar.evaluation import (
+    METRICS,
+    Predictions,
+    calibration,
+    order_test,
+    predict,
+    random_baseline,
+    score,
+)
+from fmhar.metrics import fit_temperature
 
 CLASSES = ['closing', 'opening', 'eating', 'writing', 'reading', 'sitting']
 VIEWS = ['inner_mirror', 'ceiling', 'kinect_color']
@@ -229,3 +238,21 @@ def test_unknown_names_are_refused():
         score(predictions(), trained_view='inner_miror')
     with pytest.raises(InputError, match='probe 0'):
         predictions().of('probe 7')
+
+
+def test_temperature_is_fitted_on_validation_and_changes_no_decision():
+    p = predictions()
+    p.logits *= 5
+    held_out = (p.table.view == VIEWS[0]).to_numpy()
+    val = Predictions(p.table[held_out], p.logits[:, held_out], p.probes, CLASSES)
+    rows = calibration(p, val)
+    assert len(rows) == 2 * len(VIEWS) * 2
+    of = rows[rows.probe == 'probe 1']
+    fitted = of.temperature[of.temperature != 1].unique()
+    assert len(fitted) == 1 and fitted[0] > 5  # random answers know nothing
+    plain, scaled = of.nll[of.temperature == 1], of.nll[of.temperature != 1]
+    assert (scaled.to_numpy() < plain.to_numpy()).all()
+    on_val = calibration(val, val).query('probe == "probe 1"')
+    s = val.mean_clips()
+    expected = fit_temperature(s.labels, s.of('probe 1'))
+    assert on_val.temperature.iloc[1] == expected == fitted[0]

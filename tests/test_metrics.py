@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
 
@@ -135,3 +136,58 @@ def test_within_a_pair_it_is_the_balanced_accuracy_of_a_two_class_problem(proble
     else:
         theirs = sk.balanced_accuracy_score(y[of_pair], scores[of_pair][:, :2].argmax(1))
         assert ours == pytest.approx(theirs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems(), st.floats(0.1, 30))
+def test_proper_scores_agree_with_scikit_learn(problem, scale):
+    y, scores, n_classes = problem
+    logits, labels = scale * scores, np.arange(n_classes)
+    p = softmax(logits, 1)
+    ours = metrics.negative_log_likelihood(y, logits)
+    if p.min() > 1e-12:  # it clips smaller ones
+        assert ours == pytest.approx(sk.log_loss(y, p, labels=labels))
+    assert ours >= 0 and np.isfinite(ours)
+    theirs = sk.brier_score_loss(y, p, labels=labels, scale_by_half=False)
+    assert metrics.brier(y, logits) == pytest.approx(theirs)
+
+
+def test_with_one_bin_the_calibration_error_is_the_gap_of_the_means():
+    rng = np.random.default_rng(0)
+    y, logits = rng.integers(0, 4, 50), rng.normal(size=(50, 4))
+    gap = softmax(logits, 1).max(1).mean() - (logits.argmax(1) == y).mean()
+    assert metrics.calibration_error(y, logits, 1) == pytest.approx(abs(gap))
+
+
+def test_calibration_bins_have_equal_mass():
+    "90 clips in 3 bins, by hand"
+    rng = np.random.default_rng(0)
+    y, logits = rng.integers(0, 4, 90), 3 * rng.normal(size=(90, 4))
+    confidence, right = softmax(logits, 1).max(1), logits.argmax(1) == y
+    bins = np.split(np.argsort(confidence), 3)
+    by_hand = np.mean([abs(confidence[b].mean() - right[b].mean()) for b in bins])
+    assert metrics.calibration_error(y, logits, 3) == pytest.approx(by_hand)
+
+
+@settings(deadline=None, max_examples=30)
+@given(problems(ties=True), st.integers(1, 20))
+def test_calibration_does_not_depend_on_the_order_of_clips(problem, n_bins):
+    y, logits, _ = problem
+    order = np.random.default_rng(0).permutation(len(y))
+    again = metrics.calibration_error(y[order], logits[order], n_bins)
+    assert again == pytest.approx(metrics.calibration_error(y, logits, n_bins))
+
+
+@pytest.mark.parametrize('temperature', [0.3, 1.0, 4.0])
+def test_the_fitted_temperature_is_the_one_that_was_put_on(temperature):
+    rng = np.random.default_rng(0)
+    honest = 2 * rng.normal(size=(20_000, 4))
+    p = softmax(honest, 1)
+    y = (p.cumsum(1) > rng.random((len(p), 1))).argmax(1)
+    logits = temperature * honest
+    fitted = metrics.fit_temperature(y, logits)
+    assert fitted == pytest.approx(temperature, rel=0.05)
+    best = metrics.negative_log_likelihood(y, logits / fitted)
+    for other in (0.9, 1.1):
+        assert metrics.negative_log_likelihood(y, logits / (fitted * other)) > best
+    assert metrics.calibration_error(y, logits / fitted) < 0.02
