@@ -96,7 +96,7 @@ def save_predictions(
     with whole_file(path) as tmp:
         pq.write_table(table, tmp)
 
-
+# %% ../nbs/10_evaluation.ipynb #109b73e5
 def load_predictions(
     path: str | Path,  # what `Predictions.save` wrote
 ) -> Predictions:
@@ -180,7 +180,7 @@ def score(
     rows = rows.assign(n_classes=len(p.classes), order=order).sort_values('order', kind='stable')
     return rows[['probe', 'split', 'view', *METRICS, *COUNTS]].reset_index(drop=True)
 
-
+# %% ../nbs/10_evaluation.ipynb #e3b61c66
 def one_view(
     y_true: np.ndarray,  # (n,) class indices
     logits: np.ndarray,  # (n, C)

@@ -112,7 +112,7 @@ def figure4(
     note(fig, footnote)
     return fig
 
-
+# %% ../nbs/15_plots.ipynb #6801f912
 def view_label(view: str, trained_view: str, view_names: dict[str, str] | None) -> str:
     "Name of a view in a legend, with the trained one marked"
     name = (view_names or {}).get(view, view)
@@ -150,7 +150,7 @@ def plane_maps(
     known = {'t-SNE': tsne, 'UMAP': umap}
     return {m: known[m](x, seed) for m in methods}
 
-
+# %% ../nbs/15_plots.ipynb #cacd70bb
 def tsne(x: np.ndarray, seed: int) -> np.ndarray:  # (n, 2)
     "t-SNE with the usual perplexity, less for few points"
     model = TSNE(perplexity=min(30, len(x) / 4), init='pca', random_state=seed)
@@ -164,7 +164,7 @@ def umap(x: np.ndarray, seed: int) -> np.ndarray:  # (n, 2)
     near = min(15, len(x) // 3)
     return UMAP(n_neighbors=near, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(x)
 
-# %% ../nbs/15_plots.ipynb #5c3d9037
+# %% ../nbs/15_plots.ipynb #2176daf5
 def group_styles(
     groups: list[str],  # class names
 ) -> dict[str, tuple[str, str]]:  # group -> (colour, marker)
@@ -185,7 +185,7 @@ def scatter(ax, xy, groups, styles):
         )
     ax.set(xticks=[], yticks=[])
 
-
+# %% ../nbs/15_plots.ipynb #5c3d9037
 def figure3(
     embeddings: dict[str, np.ndarray],  # head -> (n, D), what its linear layer sees
     table: pd.DataFrame,  # n rows: view, label
@@ -221,7 +221,7 @@ def figure3(
     note(fig, f'Silhouettes of the vectors before mapping; {len(table)} points. {footnote}')
     return fig
 
-
+# %% ../nbs/15_plots.ipynb #6945501e
 def legend(fig, styles, names, loc, ncols, title):
     "A legend of group colours and markers at the head of a figure"
     handles = [
@@ -259,7 +259,7 @@ def example_events(
     worst = others.sort_values(**order, kind='stable').index[:1]
     return [best, *worst]
 
-# %% ../nbs/15_plots.ipynb #dc54aa8e
+# %% ../nbs/15_plots.ipynb #d09d4a9f
 @dataclass(frozen=True)
 class Example:
     "One event as every camera saw it and as a probe named it"
@@ -268,7 +268,7 @@ class Example:
     frames: dict[str, np.ndarray]  # view -> (3, H, W) uint8
     predictions: dict[str, str]  # view -> class
 
-
+# %% ../nbs/15_plots.ipynb #b855c010
 def example(
     predictions: Predictions,
     probe: str,
@@ -287,7 +287,7 @@ def lines(name: str, width: int) -> str:
     "A class name as words, broken into lines"
     return fill(name.replace('_', ' '), width)
 
-
+# %% ../nbs/15_plots.ipynb #dc54aa8e
 def figure5(
     examples: list[Example],
     *,

@@ -52,7 +52,7 @@ def accuracy(
         present = total > 0
         return (right / np.where(present, total, 1)).sum(-1) / present.sum(-1)
 
-# %% ../nbs/11_statistics.ipynb #6c6d3c8c
+# %% ../nbs/11_statistics.ipynb #007930cb
 @dataclass
 class Bootstrap:
     "A metric for H heads and V views, as it came out and in R resamples"
@@ -66,7 +66,7 @@ class Bootstrap:
     n_clusters: int
     n_seeds: dict[str, int]  # head -> training runs
 
-
+# %% ../nbs/11_statistics.ipynb #6c6d3c8c
 def bootstrap(
     predictions: Predictions,
     *,
@@ -101,12 +101,12 @@ def bootstrap(
     n_seeds = {h: len(ps) for h, ps in heads.items()}
     return Bootstrap(list(heads), views, point, resampled, metric, cluster, n, n_seeds)
 
-
+# %% ../nbs/11_statistics.ipynb #6a02c8d1
 def draw_seeds(
     runs: np.ndarray,  # (R, S, V): one head's S training runs
     rng: np.random.Generator,
 ) -> np.ndarray:  # (R, V)
-    "Mean over a draw of the seeds with replacement; S of S draws vary too little by (S - 1) / S"
+    "Mean over a draw of the seeds with replacement"
     n, n_seeds = runs.shape[:2]
     mean = runs.mean(1)
     if n_seeds == 1:
@@ -114,7 +114,7 @@ def draw_seeds(
     drawn = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n) / n_seeds  # (R, S)
     return mean + ((drawn[..., None] * runs).sum(1) - mean) * np.sqrt(n_seeds / (n_seeds - 1))
 
-# %% ../nbs/11_statistics.ipynb #5022d8df
+# %% ../nbs/11_statistics.ipynb #90cb03bb
 FEW = 10  # clusters below which an interval carries a warning
 
 
@@ -127,7 +127,7 @@ def standard_error(
         return np.full(resampled.shape[1:], np.nan)
     return resampled.std(0) * np.sqrt(n_clusters / (n_clusters - 1))
 
-
+# %% ../nbs/11_statistics.ipynb #2c32f5ec
 def warning(boot: Bootstrap) -> str:  # empty when there is none
     "What a reader must know about an interval from few clusters"
     if boot.n_clusters < 2:
