@@ -88,14 +88,16 @@ def figure4(
     heads = [h for h in rows.probe.unique() if h != 'random']
     heads = [h for h in HEADS if h in heads] + [h for h in heads if h not in HEADS]
     views = [trained_view, *(v for v in rows.view.unique() if v not in (trained_view, 'novel'))]
-    fig = Figure(figsize=(8.5, 1.9 + 0.31 * len(heads)), layout='constrained')
+    fig = Figure(figsize=(8.5, 1.9 + 0.36 * len(heads)), layout='constrained')
     ax = fig.subplots()
     y = np.arange(len(heads))
     spread = cells.loc[heads, views]
     ax.hlines(y, spread.min(axis=1), spread.max(axis=1), color='0.85', lw=2, zorder=1)
-    for view, colour in view_colours(views).items():
-        ax.plot(cells.loc[heads, view], y, view_marker(colour), color=colour, ms=8, mec='white',
-                mew=0.6, label=view_label(view, trained_view, view_names))  # fmt: skip
+    colours, apart = view_colours(views), np.linspace(-0.24, 0.24, len(views))
+    for view, dy in zip(views, apart):  # moved apart, since few clips make equal scores
+        ax.plot(cells.loc[heads, view], y + dy, view_marker(colours[view]), color=colours[view],
+                ms=7, mec='white', mew=0.5, clip_on=False, zorder=3,
+                label=view_label(view, trained_view, view_names))  # fmt: skip
     if 'novel' in cells:
         mean = cells.loc[heads, 'novel']
         ax.plot(mean, y, '|', color='0.4', ms=15, mew=2, zorder=1.5, label='mean of novel views')
@@ -264,6 +266,7 @@ def example_events(
 class Example:
     "One event as every camera saw it and as a probe named it"
 
+    probe: str  # who named it
     truth: str  # class
     frames: dict[str, np.ndarray]  # view -> (3, H, W) uint8
     predictions: dict[str, str]  # view -> class
@@ -280,7 +283,7 @@ def example(
     mine = np.flatnonzero(s.table.event == event)
     answers = s.of(probe)[mine].argmax(1)
     said = {v: s.classes[i] for v, i in zip(s.table.view.iloc[mine], answers)}
-    return Example(s.table.label.iloc[mine[0]], frames, said)
+    return Example(probe, s.table.label.iloc[mine[0]], frames, said)
 
 
 def lines(name: str, width: int) -> str:
@@ -311,5 +314,6 @@ def figure5(
         row[0].set_ylabel(lines(f'truth: {e.truth}', 26), size=10)
     for ax, view in zip(axes[0], views):
         ax.set_title(view_label(view, trained_view, view_names), size=10)
-    note(fig, footnote)
+    heads = ', '.join(dict.fromkeys(printed(e.probe) for e in examples))
+    note(fig, f'Predictions of {heads}. {footnote}')
     return fig
