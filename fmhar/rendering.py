@@ -122,9 +122,12 @@ def move(
     return shape._replace(vertices=v.astype(np.float32), normals=n.astype(np.float32))
 
 
-def mirrored(shape: Mesh) -> Mesh:
-    "The mirror image in y: a left hand from a right one"
-    flip = np.float32([1, -1, 1])
+def mirrored(
+    shape: Mesh,
+    axis: int = 1,  # 0, 1 or 2: which coordinate changes its sign
+) -> Mesh:
+    "The mirror image: a left hand from a right one"
+    flip = np.where(np.arange(3) == axis, -1, 1).astype(np.float32)
     return shape._replace(
         vertices=shape.vertices * flip, normals=shape.normals * flip, faces=shape.faces[:, ::-1]
     )
@@ -179,7 +182,7 @@ VIEWS = {
     'steering_wheel': View('ids_4', (-0.12, 0.86, 0.20), (0.0, 0.0, 0.20), 42),
     'a_column_driver': View('ids_5', (-0.92, 0.60, 0.64), (0.0, 0.05, 0.15), 35, roll=-3),
     'kinect_color': View(
-        'kinect_color', (0.58, 1.25, 1.02), (0.0, 0.0, 0.16), 35, True, 16 / 9, Fraction(1, 2)
+        'kinect_color', (-0.40, 0.84, 1.40), (0.0, 0.0, 0.16), 35, True, 16 / 9, Fraction(1, 2)
     ),
 }
 TRAINED_VIEW = 'inner_mirror'

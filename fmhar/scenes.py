@@ -9,9 +9,9 @@ __all__ = ['SKINS', 'HAIRS', 'DYES', 'WOOD', 'BOARD', 'STEEL', 'DARK', 'PAPER', 
            'piece', 'striped', 'limb', 'hand_meshes', 'trunk_mesh', 'head_mesh', 'person_meshes', 'hand', 'palm_pose',
            'elbow', 'bone', 'finger_poses', 'trunk_and_head', 'pose_person', 'thing', 'bottle', 'tray', 'case',
            'laptop', 'cabinet', 'gear', 'screwing_block', 'hammer_and_nail', 'pad_and_pen', 'cloth', 'mug', 'phone',
-           'button', 'Motion', 'Performance', 'make_performance', 'reach', 'Action', 'action', 'bottle_motion',
-           'box_motion', 'laptop_motion', 'panel_motion', 'part_motion', 'screw_motion', 'strokes', 'hammer_motion',
-           'write_motion', 'wipe_motion', 'drink_motion', 'phone_motion', 'press_motion', 'act']
+           'button', 'object_meshes', 'Motion', 'Performance', 'make_performance', 'reach', 'Action', 'action',
+           'bottle_motion', 'box_motion', 'laptop_motion', 'panel_motion', 'part_motion', 'screw_motion', 'strokes',
+           'hammer_motion', 'write_motion', 'wipe_motion', 'drink_motion', 'phone_motion', 'press_motion', 'act']
 
 # %% ../nbs/00_scenes.ipynb #0728f7c0
 import math
@@ -593,6 +593,17 @@ def button(tint, other):
     body.append(piece(collar, DARK, (0, 0, 0.07)))
     knob = piece(lathe([*stem, (0, 0.044)], 14), RED, nir=0.55, gloss=0.4)
     return {'button.box': join(body), 'button.knob': knob}
+
+# %% ../nbs/00_scenes.ipynb #1c5cb1f1
+def object_meshes(
+    item: str,  # key of `OBJECTS`
+    tint: tuple[float, float, float],  # its main colour
+    other: tuple[float, float, float],
+    s: Subject,  # who uses it: a left-handed person's things are mirrored
+) -> dict[str, Mesh]:
+    "Parts of an object under their names"
+    parts = OBJECTS[item](tint, other)
+    return {k: mirrored(m, 0) if s.left_handed else m for k, m in parts.items()}
 
 # %% ../nbs/00_scenes.ipynb #c4123cac
 class Motion(NamedTuple):

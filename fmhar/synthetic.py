@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+# %% ../nbs/00_synthetic.ipynb #934e2ce0
 from .errors import InputError, unknown
 from .files import read_json, whole_file, write_json
 from fmhar.rendering import (
@@ -46,7 +47,6 @@ from fmhar.rendering import (
 from fmhar.scenes import (
     ACTIONS,
     CLASSES,
-    OBJECTS,
     PAIRS,
     STEEL,
     TINTS,
@@ -55,6 +55,7 @@ from fmhar.scenes import (
     Subject,
     act,
     make_subject,
+    object_meshes,
     person_meshes,
     piece,
     pose_person,
@@ -379,13 +380,14 @@ class Studio:
         self.subject = make_subject(c.seed, subject)
         meshes = person_meshes(self.subject)
         for item in sorted({ACTIONS[name].item for name in c.classes}):
-            meshes |= OBJECTS[item](*[TINTS[i] for i in r.choice(len(TINTS), 2, replace=False)])
+            tints = [TINTS[i] for i in r.choice(len(TINTS), 2, replace=False)]
+            meshes |= object_meshes(item, *tints, self.subject)
         self.names, self.solid = list(meshes), join(list(meshes.values()), parts=True)
         self.room, self.noise = furniture(r), int(r.integers(1000))
         lamp = np.float32(unit(np.array([r.uniform(-0.7, 0.7), r.uniform(-0.1, 0.6), 1.0])))
         strengths = r.uniform([0.42, 0.55, 0.08], [0.55, 0.75, 0.08])
         self.room_light = Light(lamp, *np.float32(strengths))
-        self.nir_light = Light(lamp, *np.float32(r.uniform([0.34, 0.3, 0.5], [0.46, 0.5, 0.7])))
+        self.nir_light = Light(lamp, *np.float32(r.uniform([0.42, 0.32, 0.55], [0.52, 0.5, 0.75])))
         tops = [0.72, 0.55, 0.38, 0.5], [0.5, 0.4, 0.32, 0.4], [0.75, 0.75, 0.72, 0.6]
         top = np.array(tops[r.integers(3)]) * r.uniform(0.85, 1.1)
         wall = np.array([0.72, 0.72, 0.68, 0.75]) * r.uniform(0.75, 1.1, 4)
