@@ -213,6 +213,12 @@ class Attention(nn.Module):
         y = torch.einsum('bhi,hoi->bho', pooled, w).flatten(1) + self.v.bias
         return self.out(y)  # (B, D)
 
+    def fold(self, query):  # (D,)
+        "A query as each head sees it, in the space of the tokens: (H, D)"
+        q = self.q(query).unflatten(0, (self.heads, -1))  # (H, d)
+        k = self.k.weight.unflatten(0, (self.heads, -1))  # (H, d, D)
+        return torch.einsum('hd,hdi->hi', q, k) * self.scale
+
 # %% ../nbs/06_fusion.ipynb #08706181
 PIECE = {'cpu': 2**21, 'cuda': 2**28}  # scores at a time
 
@@ -431,15 +437,8 @@ class CrossAttention(Fusion):
         self.attention = Attention(dim, heads)
         self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))  # as V-JEPA
 
-    def folded(self):
-        "The query as each head sees it, in the space of the tokens: (H, D)"
-        heads = self.attention.heads, -1
-        q = self.attention.q(self.query).unflatten(0, heads)  # (H, d)
-        k = self.attention.k.weight.unflatten(0, heads)  # (H, d, D)
-        return torch.einsum('hd,hdi->hi', q, k) * self.attention.scale
-
     def weights(self, x):  # (B, N, D)
-        return attention_to(self.folded(), x)  # (B, H, N)
+        return attention_to(self.attention.fold(self.query), x)  # (B, H, N)
 
     def fuse(self, x):  # (B, T, D) or (B, T, N, D)
         return self.fuse_many([self], x)[0]
@@ -448,7 +447,7 @@ class CrossAttention(Fusion):
     def fuse_many(heads, x):
         joint, parts = heads[0].scope == 'joint', [head.attention.heads for head in heads]
         z = x.flatten(1, -2) if joint else x.flatten(0, 1)  # (B, N, D)
-        queries = torch.cat([head.folded() for head in heads])  # (P H, D)
+        queries = torch.cat([h.attention.fold(h.query) for h in heads])  # (P H, D)
         pooled = attention_to(queries, z) @ z  # (B, P H, D): one product for all
         y = [head.attention.project(p) for head, p in zip(heads, pooled.split(parts, 1))]
         return y if joint else [v.unflatten(0, x.shape[:2]).mean(1) for v in y]
