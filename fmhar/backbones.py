@@ -9,11 +9,11 @@ __all__ = ['FAMILIES', 'CLIP_PIXELS', 'SIZES', 'CHECKPOINTS', 'CROP', 'WHOLE', '
            'read_with_registers', 'read_siglip', 'read_aimv2', 'read_ijepa', 'read_radio', 'read_hiera', 'read_xclip',
            'read_videomae', 'read_vjepa2', 'read_videoprism', 'read_timesformer', 'read_vivit', 'Checkpoint', 'vit',
            'publish', 'Pixels', 'read_pixels', 'hub_folder', 'complete', 'tensor_hash', 'attend', 'attention',
-           'PackedLinear', 'pack_linears', 'pick_device', 'pick_precision', 'quietly', 'load_weights', 'lean',
-           'random_weights', 'remember_positions', 'Given', 'find_blocks', 'read_layers', 'Backbone', 'check_frames',
-           'imgfocus_onnx', 'imgfocus_tensors', 'cache_home', 'imgfocus_folder', 'striped_picture', 'Source',
-           'find_source', 'folder_source', 'geometry', 'check_input', 'check_layers', 'freeze', 'load_backbone',
-           'list_backbones', 'describe']
+           'PackedLinear', 'can_pack', 'pack_linears', 'pick_device', 'pick_precision', 'quietly', 'load_weights',
+           'lean', 'random_weights', 'remember_positions', 'Given', 'find_blocks', 'read_layers', 'Backbone',
+           'check_frames', 'imgfocus_onnx', 'imgfocus_tensors', 'cache_home', 'imgfocus_folder', 'striped_picture',
+           'Source', 'find_source', 'same_family', 'folder_source', 'geometry', 'check_input', 'check_layers', 'freeze',
+           'load_backbone', 'list_backbones', 'describe']
 
 # %% ../nbs/04_backbones.ipynb #2d0a86af
 import hashlib
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -401,7 +402,7 @@ def hub_folder(
     revision: str | None = None,  # branch, tag or commit
 ) -> Path:  # .../snapshots/<commit>
     "Folder of a hub checkpoint, from the cache if it is there"
-    offline = huggingface_hub.is_offline_mode()
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
     found = 'nothing in the Hugging Face cache'
     for cached in (True, False)[: 1 if offline else 2]:
         try:
@@ -490,6 +491,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
+
+
+def can_pack(device: torch.device, precision: str) -> bool:
+    "Does oneDNN have such layers on this machine, in this precision?"
+    if device.type != 'cpu' or not hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+        return False
+    bf16 = precision == 'bf16' and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision == 'fp32' or bf16
 
 
 def pack_linears(module: nn.Module):
@@ -890,8 +899,8 @@ def find_source(
     "Look a name up: directory, known checkpoint, hub"
     repo = SHORT_NAMES.get(name, name)
     folder = Path(name) if weights in (None, 'random') else Path(weights)
-    if folder.is_dir() or weights not in (None, 'random'):
-        return folder_source(folder)
+    if weights not in (None, 'random') or (folder.is_dir() and name not in SHORT_NAMES):
+        return same_family(repo, folder_source(folder))
     if weights == 'random':
         if repo not in CHECKPOINTS:
             raise unknown('backbone', name, [*SHORT_NAMES, *CHECKPOINTS])
@@ -909,6 +918,19 @@ def find_source(
     return replace(folder_source(folder), weights=f'{repo}@{folder.name}')
 
 
+def same_family(repo: str, source: Source) -> Source:
+    "Weights given for a known name must be of its family"
+    if repo in CHECKPOINTS and FAMILIES[CHECKPOINTS[repo].family].read is not source.family.read:
+        raise InputError(
+            f'These are no weights of {repo}',
+            where=source.config,
+            expected=CHECKPOINTS[repo].family,
+            found=source.family.name,
+            do='give the directory alone: load_backbone(DIRECTORY)',
+        )
+    return source
+
+
 def folder_source(
     folder: Path,
 ) -> Source:  # `weights` names the folder and its content
@@ -919,7 +941,7 @@ def folder_source(
             'Not a checkpoint folder',
             where=folder,
             expected='config.json and model*.safetensors',
-            found=found or 'no such directory' if found is None else 'nothing',
+            found='no such directory' if found is None else found or 'nothing',
             do=THREE_WAYS,
         )
     model_type = read_json(folder / 'config.json').get('model_type')
@@ -1004,7 +1026,7 @@ def freeze(
     backbone.n_steps = steps[0] if steps else backbone.n_frames
     backbone.precision, backbone.device = precision, device
     model.to(device, PRECISIONS[precision])
-    if device.type == 'cpu' and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+    if can_pack(device, precision):
         pack_linears(model)
         model.eval()  # the new modules too
     if device.type != 'cpu':
@@ -1046,17 +1068,18 @@ def list_backbones(
 ) -> pd.DataFrame:  # a row an encoder
     "The encoders known by name, and what they cost at the paper's 16 frames"
     short = {repo: name for name, repo in SHORT_NAMES.items()}
-    rows = []
-    for name, known in CHECKPOINTS.items():
-        if fnmatch(name.lower(), pattern.lower()) or fnmatch(short.get(name, ''), pattern):
-            rows.append(dict(name=name, short=short.get(name, ''), **describe(known)))
+    names = [n for n in CHECKPOINTS if fnmatch(n.lower(), pattern.lower())]
+    names += [n for n in short if fnmatch(short[n], pattern) and n not in names]
+    rows = [dict(name=n, short=short.get(n, ''), **describe(n)) for n in names]
     if not rows:
         raise unknown('backbone', pattern, [*SHORT_NAMES, *CHECKPOINTS])
     return pd.DataFrame(rows)
 
 
-def describe(known: Checkpoint) -> dict:
-    "Shapes, size and cost of a checkpoint"
+@cache
+def describe(name: str) -> dict:
+    "Shapes, size and cost of a known checkpoint"
+    known = CHECKPOINTS[name]
     family, pixels = FAMILIES[known.family], Pixels(**known.pixels)
     with torch.device('meta'), quietly():
         model = random_weights(family, known.config, 0).eval()

@@ -288,6 +288,12 @@ def test_bf16_is_near(case):
     assert F.cosine_similarity(low.tokens, full.tokens, -1).min() > 0.995
 
 
+def test_fp16_when_asked_for(case):
+    folder, backbone, *_ = case
+    low = load_backbone(folder, n_frames=4, precision='fp16').encode(frames(size=32))
+    assert F.cosine_similarity(low.cls, backbone.encode(frames(size=32)).cls, -1).min() > 0.999
+
+
 def test_other_sizes(case):
     folder, backbone, model, _, feature = case
     if not backbone.family.any_size:
@@ -435,6 +441,19 @@ def test_unknown_name(name):
 def test_weights_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match='no such directory'):
         load_backbone('dinov2', weights=tmp_path / 'nothing')
+
+
+def test_weights_must_be_of_the_family_that_was_named(dinov2):
+    assert load_backbone('dinov2', weights=dinov2).weights.startswith('d@sha256:')
+    with pytest.raises(InputError, match='These are no weights of openai/clip'):
+        load_backbone('clip', weights=dinov2)
+
+
+def test_a_folder_does_not_hide_a_short_name(dinov2, hub_cache, monkeypatch):
+    (dinov2.parent / 'dinov2').mkdir()
+    monkeypatch.chdir(dinov2.parent)
+    assert load_backbone('dinov2').weights == f'facebook/dinov2-base@{hub_cache}'
+    assert load_backbone('d').name == 'd'
 
 
 def test_normalisation_is_the_processors_own(dinov2):
