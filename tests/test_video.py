@@ -244,3 +244,21 @@ def test_folder_with_a_gap_or_a_broken_frame(tmp_path):
     assert 'none after 000002.png' in str(failing(folder, [0])[1])
     (tmp_path / 'none').mkdir()
     assert 'Not a folder of numbered frames' in str(failing(tmp_path / 'none', [0])[1])
+
+
+@pytest.mark.parametrize('name', ['plain.mp4', 'variable_rate.mp4', 'open_gop.mp4'])
+def test_torchcodec_gives_the_same_frames(tmp_path, name):
+    "Within two grey levels on average: it turns a frame to RGB before scaling, we after"
+    pytest.importorskip('torchcodec', exc_type=(ImportError, RuntimeError))
+    path = write_video(tmp_path / name, N, **FILES[name])
+    wanted = [0, 3, 20, 21, 59, 60, 61, 99]
+    ours, theirs = (dict(sweep(path, wanted, WHOLE, decoder=d)) for d in ('pyav', 'torchcodec'))
+    assert [number(f) for f in theirs.values()] == wanted
+    assert max(np.abs(ours[i].astype(int) - theirs[i]).mean() for i in wanted) < 2
+    with pytest.raises(VideoError, match=f'{N} frames'):
+        list(sweep(path, [N], WHOLE, decoder='torchcodec'))
+
+
+def test_unknown_decoder(tmp_path):
+    with pytest.raises(InputError, match='pyav, torchcodec'):
+        next(sweep(tmp_path / 'a.mp4', [0], decoder='decord'))
