@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmhar.clips import even_frames, make_clips, random_frames
+from fmhar.clips import even_frames, make_clips, random_frames, strided_frames
 from fmhar.errors import InputError
 
 starts = st.integers(0, 10**6)
@@ -134,3 +134,36 @@ def test_random_clips_cover_the_segment():
     df = segments(1)
     seen = {f for clip in make_clips(df, n_train_clips=60).frames[:60] for f in clip}
     assert seen == set(range(60))
+
+
+@given(
+    starts,
+    st.integers(1, 5000),
+    frames_of_clip,
+    st.fractions(Fraction(1, 8), 40),
+    st.integers(1, 5),
+)
+def test_a_stride_is_kept_inside_the_segment(start, length, n, step, n_clips):
+    middles = (np.arange(n_clips) + 0.5) / n_clips
+    clips = strided_frames(start, start + length, n, step=float(step), middles=middles)
+    assert clips.shape == (n_clips, n) and clips.dtype == np.int64
+    assert clips.min() >= start and clips.max() < start + length
+    inside = (clips > start) & (clips < start + length - 1)
+    gaps = np.diff(clips, axis=1)[inside[:, :-1] & inside[:, 1:]]
+    assert np.all(np.diff(clips, axis=1) >= 0)
+    assert all(floor(step) <= gap <= floor(step) + 1 for gap in gaps)
+
+
+def test_a_stride_in_seconds_is_the_same_moment_in_every_view():
+    df = segments().assign(fps=lambda d: d.view.map({'front': 30.0, 'side': 15.0}), path='a.mp4')
+    clips = make_clips(df, n_frames=5, stride=0.2)
+    for event in clips.event.unique():
+        of = clips[clips.event == event].groupby('view').frames.apply(list)
+        for front, side in zip(of['front'], of['side']):
+            assert max(abs(f / 2 - s) for f, s in zip(front, side)) <= 1.5
+    with pytest.raises(InputError, match='frame rate'):
+        make_clips(df.assign(fps=float('nan')), stride=0.2)
+
+
+def test_no_training_clips_are_none():
+    assert set(make_clips(segments(), n_train_clips=0).split) == {'val', 'test'}
