@@ -99,6 +99,14 @@ class ProbeBank(nn.Module):
         return [probe.spec for probe in self.probes]
 
     @property
+    def dim(self) -> int:  # D
+        return self.probes[0].fusion.dim
+
+    @property
+    def n_classes(self) -> int:  # C
+        return self.probes[0].linear.out_features
+
+    @property
     def needs_tokens(self) -> bool:
         "Does any head read all tokens?"
         return any(probe.fusion.tokens == 'all' for probe in self.probes)

@@ -12,13 +12,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 
 import fmhar.trainer
 from fmhar.backbones import Features
 from fmhar.errors import InputError
 from fmhar.fusion import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
-from fmhar.trainer import Recipe, balanced_accuracy, epoch_clips, fit, losses, lr_factor
+from fmhar.trainer import (
+    Recipe,
+    balanced_accuracy,
+    class_weight,
+    cross_entropy,
+    epoch_clips,
+    fit,
+    lr_factor,
+    mix,
+    targets,
+)
 
 DIM, N_CLASSES = 16, 3
 QUICK = dict(device='cpu', progress=False)
@@ -118,7 +129,7 @@ def test_gradients_are_independent():
     "Labels of another probe's loss do not matter: each gradient is that of the own loss"
     b, data = bank(), dataset()
     logits = b(data.batch(np.arange(8)))
-    loss = losses(logits, data.labels[:8])
+    loss = cross_entropy(logits, F.one_hot(data.labels[:8], N_CLASSES))
     for i in 0, 4, 12:
         parameters = list(b.probes[i].parameters())
         own = torch.autograd.grad(loss[i], parameters, retain_graph=True, allow_unused=True)
@@ -156,6 +167,82 @@ def test_clipping_is_by_probe():
     norm = torch.cat([p.grad.flatten() for p in alone.parameters()]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-2)
     assert torch.cat([p.grad.flatten() for p in free.parameters()]).norm() > 2e-3
+
+
+@pytest.mark.parametrize('smoothing', [0, 0.1])
+@pytest.mark.parametrize('balance', [None, 'loss'])
+def test_loss_is_pytorchs(smoothing, balance):
+    g = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 50, 4, generator=g)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])[torch.randint(10, (50,), generator=g)]
+    weight = class_weight(labels, 4, balance)
+    for z, ours in zip(logits, cross_entropy(logits, targets(labels, weight, smoothing))):
+        each = F.cross_entropy(z, labels, reduction='none', label_smoothing=smoothing)
+        torch.testing.assert_close(ours, (each * weight[labels]).mean())
+    if balance:
+        expected = compute_class_weight('balanced', classes=np.arange(4), y=labels.numpy())
+        assert np.allclose(weight, expected)
+
+
+def test_balanced_sampling_draws_classes_equally_and_clips_within_them():
+    labels = np.repeat([0, 1, 2], [90, 9, 1])
+    draws = np.array([epoch_clips(np.arange(100), 0, e, labels) for e in range(300)])
+    share = np.bincount(labels[draws].ravel()) / draws.size
+    assert np.allclose(share, 1 / 3, atol=0.015)  # 5 standard deviations
+    count = np.bincount(draws.ravel(), minlength=100)
+    assert count[:90].min() > 60 and count[:90].max() < 180  # 111 each
+
+
+def test_mixup_mixes_features_and_targets_alike():
+    g = torch.Generator().manual_seed(0)
+    x = Features(torch.randn(6, 2, 4, generator=g), torch.randn(6, 2, 3, 4, generator=g))
+    seen = set()
+    for seed in range(20):
+        mixed, target = mix(x, torch.eye(6), np.random.default_rng(seed), 0.5)
+        torch.testing.assert_close(target.sum(1), torch.ones(6))
+        assert (target > 0).sum(1).max() <= 2
+        for a, b in (mixed.cls, x.cls), (mixed.tokens, x.tokens):
+            torch.testing.assert_close(a.flatten(1), target @ b.flatten(1))
+        seen.add(round(target.max(1).values.min().item(), 3))
+    assert len(seen) > 10
+
+
+@pytest.mark.parametrize(
+    'option', [dict(balance='loss'), dict(balance='sampling'), dict(mixup=0.4)]
+)
+def test_options_learn_and_resume(option, tmp_path, monkeypatch):
+    data, recipe = dataset(48), Recipe(epochs=6, batch_size=8, **option)
+    specs, path = sweep(lr=[5e-3]), tmp_path / 'bank.pt'
+    whole, plain, continued = bank(specs), bank(specs), bank(specs)
+    fit(whole, data, recipe=recipe, **QUICK)
+    fit(plain, data, recipe=Recipe(epochs=6, batch_size=8), **QUICK)
+    assert not any(same(a, b) for a, b in zip(whole.probes, plain.probes))  # it does something
+    with torch.no_grad():
+        right = (whole(data.batch(np.arange(48))).argmax(2) == data.labels).float().mean(1)
+    assert right.median() > 0.8
+    real = fmhar.trainer.save_checkpoint
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        fit(bank(specs), data, recipe=recipe, checkpoint=path, **QUICK)
+    fit(continued, data, recipe=recipe, checkpoint=path, **QUICK)
+    assert same(whole, continued)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_patience_stops_each_probe_by_itself():
+    train, val = dataset(), dataset(60, seed=5, scale=0.6, clips=3)
+    specs = sweep(['average_pooling', 'lstm'], lr=[0.3, 1e-4])
+    recipe = Recipe(epochs=30, batch_size=4, keep='best', patience=4)
+    history = fit(bank(specs), train, val, recipe=recipe, **QUICK)
+    scores = history.table.pivot(index='epoch', columns='probe', values='balanced_accuracy')
+    assert len(set(history.patient.values())) > 1  # at different epochs
+    for name, epoch in history.patient.items():
+        assert scores[name].last_valid_index() == epoch == scores[name].idxmax() + 4
+    for name in scores.columns.difference(history.patient):
+        assert scores[name].last_valid_index() == 30
 
 
 def test_an_epoch_is_one_random_clip_of_each_segment():
@@ -363,6 +450,10 @@ class Evil:
 def test_errors():
     with pytest.raises(InputError, match='Unknown weights to keep'):
         Recipe(keep='worst')
+    with pytest.raises(InputError, match='Unknown way to balance'):
+        Recipe(balance='classes')
+    with pytest.raises(InputError, match="keep='best'"):
+        Recipe(patience=3)
     with pytest.raises(InputError, match='needs validation data'):
         fit(bank(), dataset(), recipe=Recipe(keep='best'), **QUICK)
     with pytest.raises(InputError, match='No clips to train on'):
