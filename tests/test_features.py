@@ -162,7 +162,11 @@ def test_key_changes_with_everything_that_matters(data, tmp_path):
         return clip_keys(clips.assign(frames=[frames]), b)[0]
 
     keys = [key(), key(frames=(0, 1, 2, 4)), key('video'), key(precision='bf16'), key(size=14)]
-    keys += [key(weights='random'), key(weights='random', seed=1)]
+    keys += [key(weights='random'), key(weights='random', seed=1), key(layers=(0, -1))]
+    other = shutil.copytree(root / 'image', tmp_path / 'other')  # random weights of another network
+    config = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(config | dict(layer_norm_eps=1e-3)))
+    keys.append(key(other, weights='random'))
     os.utime(path, ns=(1, 1))
     keys.append(key())
     with open(path, 'ab') as f:
