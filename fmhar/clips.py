@@ -95,7 +95,7 @@ def make_clips(
     out.attrs = dict(segments.attrs)
     return out
 
-
+# %% ../nbs/02_clips.ipynb #161287d2
 def _steps(segments, stride):
     "Frames from one to the next, for each row"
     unknown = segments[~(segments.fps > 0)]

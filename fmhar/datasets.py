@@ -238,7 +238,7 @@ def _lines(folders, name):
         ' '.join(s.split()) for s in _ikea_file(folders, name).read_text().splitlines() if s.strip()
     ]
 
-
+# %% ../nbs/01_datasets.ipynb #dbebe0ad
 def _ikea_names(folders) -> dict[tuple[int, int], str]:  # (action, object) -> class
     "The class of each listed pair of an action and an object"
     names, pairs = _lines(folders, 'classes'), _lines(folders, 'pairs')
@@ -275,7 +275,7 @@ def _ikea_database(folders) -> pd.DataFrame:  # scan, view, start, end, label
     rows = rows[['scan', 'start', 'end', 'label', 'view']].drop_duplicates()
     return rows.sort_values(['scan', 'start', 'end', 'label'])
 
-
+# %% ../nbs/01_datasets.ipynb #23f4b8c9
 def _gaps(rows, video):
     "What is left of a video besides its listed actions, as NA"
     free = np.ones(video.nframes + 2, bool)
@@ -286,7 +286,7 @@ def _gaps(rows, video):
     gaps = pd.DataFrame(edges, columns=['start', 'end'])
     return gaps.assign(scan=video.scan, view=video.view, label='NA')
 
-
+# %% ../nbs/01_datasets.ipynb #990cbc56
 def _ikea_json(folders) -> pd.DataFrame:  # scan, start, end, label
     "Segments as gt_segments.json has them, one list for all cameras"
     path = _ikea_file(folders, 'json')
@@ -371,7 +371,7 @@ def load_ikea_asm(
         view_names=IKEA_VIEWS,
     )
 
-
+# %% ../nbs/01_datasets.ipynb #b2a13976
 SOURCES, GROUPS = ('database', 'json'), ('scan', 'environment', 'subject')
 
 
@@ -381,7 +381,7 @@ def _scan_video(root, scan, view):
     video = images / 'scan_video.avi'
     return str(images if next(images.glob('*.jpg'), None) and not video.exists() else video)
 
-# %% ../nbs/01_datasets.ipynb #d840f328
+# %% ../nbs/01_datasets.ipynb #3d261d5e
 REVERSALS = [
     ('open', 'close'),
     ('attach', 'detach'),
@@ -402,7 +402,7 @@ REVERSALS = [
     ('sit down', 'stand up'),  # NTU RGB+D
 ]
 
-
+# %% ../nbs/01_datasets.ipynb #d840f328
 def _base_form(label):
     "'Putting_on jacket' -> 'put on jacket'; a final e goes, as in 'closing' -> 'clos'"
     verb, *rest = re.split(r'[_\s]+', label.strip().lower())

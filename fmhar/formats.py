@@ -124,7 +124,7 @@ def load_videofolder(
 
 VIDEOS = '.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v'
 
-# %% ../nbs/01_formats.ipynb #f445a8cf
+# %% ../nbs/01_formats.ipynb #3971a6c4
 ASSEMBLY101_VIEWS = {
     **{
         f'C{c}_rgb': f'v{i}'
@@ -140,7 +140,7 @@ ASSEMBLY101_VIEWS = {
     },
 }
 
-
+# %% ../nbs/01_formats.ipynb #0e223dd5
 def load_assembly101(
     root: str | Path,  # folder of the sessions, each with a file for each camera
     *,

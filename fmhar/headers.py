@@ -68,7 +68,7 @@ def open_video(
     moving[0].codec_context.thread_count = 1  # many videos at a time, one thread each
     return container, moving[0]
 
-# %% ../nbs/00_headers.ipynb #9c6f0ee8
+# %% ../nbs/00_headers.ipynb #81a5283e
 def read_packets(
     container: av.container.InputContainer,
     stream: av.VideoStream,
@@ -83,7 +83,7 @@ def read_packets(
     except av.FFmpegError:
         return
 
-
+# %% ../nbs/00_headers.ipynb #9c6f0ee8
 @dataclass(frozen=True)
 class FrameTimes:
     "When the frames of a file are shown, in units of its stream"
@@ -156,7 +156,7 @@ def frame_rate(
     with container:
         return float(stream.average_rate or 'nan')
 
-
+# %% ../nbs/00_headers.ipynb #7ea51e6d
 def ask_files(
     question: Callable,  # count_frames or frame_rate
     paths: Iterable[str],  # repeats are welcome

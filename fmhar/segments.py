@@ -55,7 +55,7 @@ def as_segments(
     )
     return df
 
-
+# %% ../nbs/00_segments.ipynb #66995f79
 def _need(rows, classes):
     "Raise for the first thing that makes a row no segment"
     if rows.empty:

@@ -92,7 +92,7 @@ def _frames(decoder, packet, since=None):
     try:
         frames, whole = decoder.decode(packet), True
     except av.FFmpegError:  # the frames it held back came before
-        frames, whole = decoder.decode(None) if packet else [], False
+        frames, whole = _frames(decoder, None)[0] if packet else [], False
     bad = (i for i, f in enumerate(frames) if f.is_corrupt and (since is None or f.pts >= since))
     first = next(bad, len(frames))
     return frames[:first], whole and first == len(frames)
@@ -119,7 +119,7 @@ def _decode(container, stream, wanted, keys):
         if packet is None or not whole:
             return
 
-
+# %% ../nbs/03_video.ipynb #91e0e6bb
 SPARING = 'h264', 'hevc', 'mpeg4'  # decoders that obey skip_frame packet by packet
 
 
@@ -196,7 +196,7 @@ def sweep(
     if done < len(wanted):
         raise _not_there(path, wanted[done])
 
-
+# %% ../nbs/03_video.ipynb #aabff16e
 def _frames_at(path, wanted):
     "Frame number and frame, in order, up to the first that cannot be had"
     if not wanted or wanted[0] < 0:
@@ -214,13 +214,14 @@ def _frames_at(path, wanted):
                 yield wanted[got], frame
                 got += 1
     if wanted[got:]:  # no times, or no true key frames to start from: count what comes out
+        left = set(wanted[got:])
         counted = islice(enumerate(_in_order(path)), wanted[-1] + 1)
-        yield from ((i, f) for i, f in counted if i in set(wanted[got:]))
+        yield from ((i, frame) for i, frame in counted if i in left)
 
 
 DECODERS = {'pyav': _frames_at}
 
-
+# %% ../nbs/03_video.ipynb #cb492996
 def _not_there(path, position):
     "The error for a frame that did not come"
     n = count_frames(path)
