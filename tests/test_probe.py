@@ -108,3 +108,35 @@ def test_errors():
     with pytest.raises(InputError, match='Unknown probe'):
         ProbeBank([ProbeSpec('lstm')], 16, 4).keep(['tcn'])
     assert replace(ProbeSpec('lstm'), seed=3).name == 'lstm seed=3'
+
+
+def test_saved_and_loaded(tmp_path):
+    specs = [*sweep(lr=[1e-4], seed=[3]), ProbeSpec('tcn', options={'dilations': (1, 2)})]
+    bank, x = ProbeBank(specs, 16, 4), features()
+    bank.save(tmp_path / 'bank', classes=list('abcd'), backbone='dinov2', store='1f2e')
+    again, said = ProbeBank.load(tmp_path / 'bank')
+    assert again.specs == specs and torch.equal(again(x), bank(x)) and not again.training
+    assert said['classes'] == list('abcd') and said['notes'] == dict(
+        backbone='dinov2', store='1f2e'
+    )
+    assert sorted(p.name for p in (tmp_path / 'bank').iterdir()) == [
+        'probes.json',
+        'probes.safetensors',
+    ]
+
+
+@pytest.mark.parametrize('harm', ['weights', 'missing', 'json', 'head', 'shape'])
+def test_half_a_bank_is_refused(harm, tmp_path):
+    ProbeBank([ProbeSpec('lstm')], 16, 4).save(tmp_path)
+    weights, said = tmp_path / 'probes.safetensors', tmp_path / 'probes.json'
+    if harm == 'weights':
+        weights.write_bytes(weights.read_bytes()[:-4])
+    if harm == 'missing':
+        weights.unlink()
+    text = said.read_text()
+    edits = {'json': text[:100], 'head': text.replace('lstm', 'gru')}
+    said.write_text(
+        edits.get(harm, text.replace('"dim": 16', '"dim": 32') if harm == 'shape' else text)
+    )
+    with pytest.raises(InputError):
+        ProbeBank.load(tmp_path)
