@@ -159,7 +159,19 @@ class AveragePoolingRelu(Fusion):
         self.layer = nn.Identity() if hidden == 0 else nn.Linear(dim, self.out_dim)
 
     def fuse(self, x):  # (B, T, D)
-        return self.layer(x.mean(1)).relu()  # (B, hidden)
+        return self.fuse_many([self], x)[0]  # (B, hidden)
+
+    @staticmethod
+    def pooled(x):
+        return x.mean(1)
+
+    @staticmethod
+    def fuse_many(heads, x):  # pooled once, and all hidden layers are one product
+        y, layers = heads[0].pooled(x), [head.layer for head in heads]
+        if isinstance(layers[0], nn.Identity):
+            return [y.relu()] * len(heads)
+        weight, bias = (torch.cat([getattr(a, p) for a in layers]) for p in ('weight', 'bias'))
+        return F.linear(y, weight, bias).relu().chunk(len(heads), 1)
 
 # %% ../nbs/06_fusion.ipynb #e3717212
 @register
@@ -174,12 +186,13 @@ class MaxPooling(AveragePooling):
 class MaxPoolingRelu(AveragePoolingRelu):
     "Largest value over the frames, then a hidden layer"
 
-    def fuse(self, x):  # (B, T, D)
-        return self.layer(x.amax(1)).relu()  # (B, hidden)
+    @staticmethod
+    def pooled(x):
+        return x.amax(1)
 
 # %% ../nbs/06_fusion.ipynb #59b13b9e
 class Attention(nn.Module):
-    "Multi-head attention with the parameters of `nn.MultiheadAttention`"
+    "Multi-head attention, as `nn.MultiheadAttention` without the bias of the keys"
 
     def __init__(
         self,
@@ -191,7 +204,8 @@ class Attention(nn.Module):
         if dim % self.heads:
             raise InputError('Features do not divide into heads', where=f'{dim} / {self.heads}')
         self.scale = (dim // self.heads) ** -0.5
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.v, self.out = (nn.Linear(dim, dim) for _ in range(3))
+        self.k = nn.Linear(dim, dim, bias=False)
 
     def split(self, x):  # (B, N, D) -> (B H, N, d)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)

@@ -167,15 +167,16 @@ class ProbeBank(nn.Module):
 def classify(
     layers: Sequence[nn.Linear],  # (D', C) each
     vectors: Sequence[torch.Tensor],  # (B, D') each
-) -> list[torch.Tensor]:  # (B, C) each
-    "Logits in full precision; several layers on one vector are one product"
-    dtype = layers[0].weight.dtype
+) -> Sequence[torch.Tensor]:  # (B, C) each
+    "Logits in full precision, all layers in one product"
+    n, dtype = len(layers), layers[0].weight.dtype
+    weight, bias = (torch.cat([getattr(a, p) for a in layers]) for p in ('weight', 'bias'))
     with torch.autocast(vectors[0].device.type, enabled=False):
         if all(v is vectors[0] for v in vectors):
-            weight = torch.cat([layer.weight for layer in layers])  # (P C, D')
-            bias = torch.cat([layer.bias for layer in layers])
-            return F.linear(vectors[0].to(dtype), weight, bias).chunk(len(layers), 1)
-        return [layer(v.to(dtype)) for layer, v in zip(layers, vectors)]
+            return F.linear(vectors[0].to(dtype), weight, bias).chunk(n, 1)
+        x = torch.stack(list(vectors)).to(dtype)  # (P, B, D')
+        weight = weight.unflatten(0, (n, -1)).transpose(1, 2)  # (P, D', C)
+        return torch.baddbmm(bias.view(n, 1, -1), x, weight).unbind()
 
 # %% ../nbs/07_probe.ipynb #63042844
 def save_bank(

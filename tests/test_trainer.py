@@ -219,7 +219,7 @@ def test_options_learn_and_resume(option, tmp_path, monkeypatch):
     assert not any(same(a, b) for a, b in zip(whole.probes, plain.probes))  # it does something
     with torch.no_grad():
         right = (whole(data.batch(np.arange(44))).argmax(2) == data.labels).float().mean(1)
-    assert right.median() > 0.8
+    assert right.median() > 0.6  # of three classes
     real = fmhar.trainer.save_checkpoint
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
