@@ -250,15 +250,12 @@ def embed(
     batch_size: int = 64,  # clips
 ) -> np.ndarray:  # (segments, D'), in the order of `predictions.mean_clips()`
     "Fused vectors of the test segments"
-    [p] = result.bank.keep([probe]).probes
-    caught = []
-    hook = p.linear.register_forward_hook(lambda module, args, out: caught.append(args[0].cpu()))
-    try:
-        predict(result.bank.keep([probe]), result.test, batch_size=batch_size, progress=False)
-    finally:
-        hook.remove()
-    vectors, segments = torch.cat(caught), result.test.segments
-    sums = torch.zeros(int(segments.max()) + 1, vectors.shape[1]).index_add_(0, segments, vectors)
+    bank, test, fused = result.bank.keep([probe]).cpu(), result.test, []
+    for indices in torch.arange(len(test)).split(batch_size):
+        features = test.batch(indices.tolist())
+        fused += [v.float() for v in bank.fuse(features).values()]
+    fused, segments = torch.cat(fused), test.segments
+    sums = torch.zeros(int(segments.max()) + 1, fused.shape[1]).index_add_(0, segments, fused)
     return (sums / segments.bincount()[:, None]).numpy()
 
 # %% ../nbs/14_experiments.ipynb #18b4a3d4

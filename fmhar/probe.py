@@ -127,14 +127,25 @@ class ProbeBank(nn.Module):
         self,
         features: Features,  # of B clips, in any precision
     ) -> torch.Tensor:  # logits (P, B, C)
-        x, logits = self.inputs(features), {}
+        vectors, logits = self.fuse(features), {}
+        for group in self.groups():
+            layers = [probe.linear for probe in group]
+            logits.update(zip(group, classify(layers, [vectors[probe] for probe in group])))
+        return torch.stack([logits[probe] for probe in self.probes])
+
+    def fuse(
+        self,
+        features: Features,  # of B clips, in any precision
+    ) -> dict[Probe, torch.Tensor]:  # probe -> (B, D'), what its linear layer sees
+        "The clip's vector of every probe"
+        x, vectors = self.inputs(features), {}
         norms = {probe.fusion.tokens for probe in self.probes if probe.fusion.norm}
         z = {tokens: standardise(x[tokens]) for tokens in norms}
         for group in self.groups():
             heads, tokens = [probe.fusion for probe in group], group[0].fusion.tokens
-            vectors = heads[0].fuse_many(heads, heads[0].prepare(x[tokens], z.get(tokens)))
-            logits.update(zip(group, classify([probe.linear for probe in group], vectors)))
-        return torch.stack([logits[probe] for probe in self.probes])
+            fused = heads[0].fuse_many(heads, heads[0].prepare(x[tokens], z.get(tokens)))
+            vectors.update(zip(group, fused))
+        return vectors
 
     def groups(self) -> list[list[Probe]]:
         "Probes that read the same features with heads of one kind"
