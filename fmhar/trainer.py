@@ -99,7 +99,7 @@ class History:
 
     rows: list[dict] = field(default_factory=list)  # as `columns`
     stopped: dict[str, int] = field(default_factory=dict)  # diverged probe -> epoch
-    patient: dict[str, int] = field(default_factory=dict)  # probe out of patience -> epoch
+    early: dict[str, int] = field(default_factory=dict)  # probe out of patience -> epoch
     seconds: float = 0.0  # of training, over all its starts
 
     columns = 'epoch', 'probe', 'loss', 'balanced_accuracy'  # the last: of validation
@@ -138,6 +138,8 @@ def start(bank, train, val, recipe, device):
     if len(train) == 0:
         raise InputError('No clips to train on', do='check the split and the trained view')
     device = pick_device(device)
+    if pick_precision(recipe.precision, device) == 'fp16':
+        raise InputError('fp16 has too small a range to train in', do="take 'bf16' or 'fp32'")
     bank.to(device)
     going = torch.ones(len(bank.probes), dtype=torch.bool, device=device)
     return Run(bank, train, val, recipe, device, make_optimizer(bank), going)
@@ -150,6 +152,8 @@ def step(
 ) -> torch.Tensor:  # (P,) losses; nan for probes that were stopped before
     "One batch for all probes that are going"
     active = run.going.nonzero()[:, 0]
+    if not len(active):
+        return torch.full(run.going.shape, torch.nan, device=run.device)
     probes = [run.bank.probes[i] for i in active.tolist()]
     with run.autocast():
         logits = ProbeBank.of(probes)(features)  # (P, B, C)
@@ -163,9 +167,8 @@ def step(
         elif run.recipe.grad_clip:
             torch.nn.utils.clip_grad_norm_(probe.parameters(), run.recipe.grad_clip)
     run.optimizer.step()
-    return torch.full_like(run.going, torch.nan, dtype=loss.dtype).index_put(
-        (active,), loss.detach()
-    )
+    every = torch.full(run.going.shape, torch.nan, device=run.device)
+    return every.index_put((active,), loss.detach())
 
 
 def cross_entropy(
@@ -259,11 +262,12 @@ def end_epoch(
     run.epoch += 1
     due = run.val is not None and run.epoch % run.recipe.validate_every == 0
     scores = validate(run).tolist() if due else [math.nan] * len(run.going)
-    done = {**run.history.stopped, **run.history.patient}
+    done = {**run.history.stopped, **run.history.early}
     for i, probe in enumerate(run.bank.probes):
         name = probe.spec.name
         if name in done:
             continue
+        run.going[i] &= all(p.isfinite().all() for p in probe.parameters())
         if not run.going[i]:
             run.history.stopped[name] = run.epoch
             continue
@@ -284,7 +288,7 @@ def keep_best(
         weights = {k: v.detach().cpu().clone() for k, v in probe.state_dict().items()}
         run.best[name] = dict(score=score, epoch=run.epoch, weights=weights)
     if patience and run.epoch - run.best[name]['epoch'] >= patience:
-        run.history.patient[name] = run.epoch
+        run.history.early[name] = run.epoch
         return False
     return True
 

@@ -154,6 +154,16 @@ def test_a_diverging_probe_stops_alone(name):
     assert table.loss.notna().all()
 
 
+def test_all_diverge():
+    "In the middle of an epoch, and with weights that only the last step made infinite"
+    b = bank(sweep(['lstm', 'tcn'], lr=[1e35]))
+    history = fit(b, dataset(), recipe=Recipe(epochs=3, batch_size=2), **QUICK)
+    assert history.stopped == {s.name: 1 for s in b.specs} and not history.rows
+    last = bank([ProbeSpec('average_pooling', lr=1e39)])
+    history = fit(last, dataset(), recipe=Recipe(epochs=1), **QUICK)  # one step
+    assert history.stopped == {last.specs[0].name: 1}
+
+
 def test_clipping_is_by_probe():
     "A neighbour with a huge gradient does not shrink that of the others"
     data, recipe = dataset(scale=100), Recipe(epochs=1, grad_clip=1e-3)
@@ -238,10 +248,10 @@ def test_patience_stops_each_probe_by_itself():
     recipe = Recipe(epochs=30, batch_size=4, keep='best', patience=4)
     history = fit(bank(specs), train, val, recipe=recipe, **QUICK)
     scores = history.table.pivot(index='epoch', columns='probe', values='balanced_accuracy')
-    assert len(set(history.patient.values())) > 1  # at different epochs
-    for name, epoch in history.patient.items():
+    assert len(set(history.early.values())) > 1  # at different epochs
+    for name, epoch in history.early.items():
         assert scores[name].last_valid_index() == epoch == scores[name].idxmax() + 4
-    for name in scores.columns.difference(history.patient):
+    for name in scores.columns.difference(history.early):
         assert scores[name].last_valid_index() == 30
 
 
@@ -458,5 +468,7 @@ def test_errors():
         fit(bank(), dataset(), recipe=Recipe(keep='best'), **QUICK)
     with pytest.raises(InputError, match='No clips to train on'):
         fit(bank(), dataset(0), **QUICK)
+    with pytest.raises(InputError, match='fp16 has too small a range'):
+        fit(bank(), dataset(), recipe=Recipe(precision='fp16'), **QUICK)
     with pytest.raises(InputError, match='Unknown precision'):
         fit(bank(), dataset(), recipe=Recipe(precision='int8'), **QUICK)
