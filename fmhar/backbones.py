@@ -588,7 +588,7 @@ def quietly():
         if bar:
             transformers_logging.enable_progress_bar()
 
-
+# %% ../nbs/04_backbones.ipynb #1d8de5e5
 def load_weights(
     family: Family,
     folder: Path,  # a complete checkpoint
@@ -625,7 +625,7 @@ def lean(family: Family, model: nn.Module) -> nn.Module:
         delattr(model, part)
     return model
 
-
+# %% ../nbs/04_backbones.ipynb #7fcfaf23
 def random_weights(
     family: Family,
     config: dict | Path,  # a checkpoint's configuration, or its folder
@@ -687,7 +687,7 @@ def find_blocks(family: Family, model: nn.Module) -> tuple[nn.Module, str]:
             pass
     raise AttributeError(f'{type(model).__name__} has no {family.blocks}')
 
-
+# %% ../nbs/04_backbones.ipynb #e2c691cd
 def read_layers(
     family: Family,
     model: nn.Module,
@@ -800,7 +800,7 @@ class Backbone:
             cls, tokens.unflatten(0, frames.shape[:2]) if self.kind == 'image' else tokens
         )
 
-
+# %% ../nbs/04_backbones.ipynb #280369f3
 def check_frames(
     backbone: Backbone,
     frames: torch.Tensor,
@@ -939,7 +939,7 @@ class Source:
         passing = 'transformers_version', '_name_or_path', 'dtype', 'torch_dtype'
         return fingerprint({k: v for k, v in config.items() if k not in passing})
 
-
+# %% ../nbs/04_backbones.ipynb #55692e33
 def find_source(
     name: str,
     weights: str | Path | None,
@@ -979,7 +979,7 @@ def same_family(repo: str, source: Source) -> Source:
         )
     return source
 
-
+# %% ../nbs/04_backbones.ipynb #b127e60b
 def folder_source(
     folder: Path,
 ) -> Source:  # `weights` names the folder and its content
@@ -1014,7 +1014,7 @@ def geometry(config) -> tuple[int, int, int | None, int]:  # px, px, frames, fra
         patch = config.patch_size
     return patch, size if isinstance(size, int) else size[0], frames, tubelet
 
-
+# %% ../nbs/04_backbones.ipynb #d1ab6984
 def check_input(
     backbone: Backbone,
 ):
@@ -1058,7 +1058,7 @@ def check_layers(backbone: Backbone):
         what = f'{backbone.name} has {n} blocks'
         raise InputError(what, expected=f'0 … {n - 1}, or -1 … {-n}', found=backbone.layers)
 
-
+# %% ../nbs/04_backbones.ipynb #5fd7a7a0
 def freeze(
     backbone: Backbone,
     precision: str,

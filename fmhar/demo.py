@@ -86,7 +86,7 @@ def short(weights: str) -> str:
     "The identity of weights with its hashes cut to 12 digits"
     return re.sub(r'([0-9a-f]{12})[0-9a-f]{20,}', r'\1', weights)
 
-
+# %% ../nbs/16_demo.ipynb #cb5ce423
 def leave_tables(result: Result, out: Path) -> str:
     "table3.csv, table3.md and the text for the terminal"
     attrs = result.test.table.attrs

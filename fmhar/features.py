@@ -185,13 +185,11 @@ class FeatureStore:
             self._maps[shard, name] = np.load(self.path / f'{shard}.{name}.npy', mmap_mode='r')
         return self._maps[shard, name]
 
-
+# %% ../nbs/05_features.ipynb #69941a63
 OPEN_MAPS = 256
-
-
 TOKEN_TYPES = {'float16': as_half, 'int8': quantise}
 
-
+# %% ../nbs/05_features.ipynb #fd40c6db
 def token_name(pool: int, dtype: str = 'float16') -> str:
     "Tokens of different pooling and type lie side by side"
     if dtype not in TOKEN_TYPES:
@@ -231,7 +229,7 @@ def shard_files(folder: Path) -> list[Path]:
     "The JSON of each shard; a name with a dot in front is still being written"
     return sorted(p for p in folder.glob('*.json') if not p.name.startswith('.'))
 
-
+# %% ../nbs/05_features.ipynb #dbbbbd70
 def read_shard(
     path: Path,  # its JSON
     check: bool = False,  # compare the checksums too, which reads every byte
@@ -425,7 +423,7 @@ def decode_ahead(
     finally:
         stop.set()
 
-
+# %% ../nbs/05_features.ipynb #cebd4ce4
 def _decode_worker(todo, ready, stop, transform):
     def give(item):
         while not stop.is_set():
@@ -711,7 +709,7 @@ class Plan:
             f'{self.hours:.2f} h'
         )
 
-
+# %% ../nbs/05_features.ipynb #7c658300
 def plan(
     segments: pd.DataFrame,
     backbone: Backbone,
@@ -741,7 +739,7 @@ def plan(
         (sum(seconds) if on_cpu else max(seconds)) / 3600,
     )  # fmt: skip
 
-
+# %% ../nbs/05_features.ipynb #5c941053
 def measure(jobs: list[Job], backbone: Backbone) -> tuple[float, float]:  # frames a second
     "Rates of decoding and encoding, from the first frames of the first video"
     n = (

@@ -475,7 +475,7 @@ def attention_to(
     weights = (x @ queries.T.to(x.dtype)).softmax(1).transpose(1, 2)
     return weights.to(x.dtype)
 
-
+# %% ../nbs/06_fusion.ipynb #a904f750
 @register
 class CrossAttentionAll(CrossAttention):
     "A learned query attends to the class tokens and patches of all frames"

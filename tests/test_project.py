@@ -97,7 +97,10 @@ def test_notebook_is_a_page(path):
     sources = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
     exported = [s for s in sources if re.search(r'^# ?\| export', s, re.M)]
     assert len(sources) - len(exported) >= len(exported) / 2, 'more that shows, less that exports'
-    assert max([s.count('\n') + 1 for s in exported], default=0) <= 45
+    for s in exported:  # a class may not fit on a page; nothing else may be longer than one
+        tree = ast.parse(s).body
+        one_class = [type(n) for n in tree] == [ast.ClassDef]
+        assert s.count('\n') < (100 if one_class else 45), s.splitlines()[1]
     first = next(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
     assert re.match(r'# .+\n+> .+', first), 'begins with a title and a one-line summary'
 
