@@ -42,9 +42,8 @@ class ProbeSpec:
         "The head's key, then what differs from the defaults"
         said = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[1:4]]
         said = [(key, value) for key, value, default in said if value != default]
-        return ' '.join(
-            [self.fusion] + [f'{k}={v:g}' for k, v in said] + [f'{k}={v}' for k, v in self.options]
-        )
+        said = [f'{k}={v:g}' for k, v in said] + [f'{k}={v}' for k, v in self.options]
+        return ' '.join([self.fusion, *said])
 
 # %% ../nbs/07_probe.ipynb #056913e6
 def sweep(
@@ -70,7 +69,7 @@ class Probe(nn.Module):
         super().__init__()
         self.spec = spec
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
+            torch.default_generator.manual_seed(spec.seed)  # of the CPU, where weights are made
             self.fusion = make_fusion(spec.fusion, dim, **dict(spec.options))
             self.linear = nn.Linear(self.fusion.out_dim, n_classes)
 
