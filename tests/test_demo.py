@@ -102,7 +102,7 @@ def run(root, *options, out=None):
     small = '--backbone facebook/dinov2-small --weights random --size 28 --epochs 2'.split()
     out = out or root.parent / 'out'
     if '--fusion' not in options:
-        options += ('--fusion', 'max_pooling', '--fusion', 'average_pooling')
+        options += ('--fusion', 'average_pooling')  # none of figure 3's heads: no UMAP to compile
     command = ['run', str(root), '--out', str(out), *small, *options]
     return CliRunner().invoke(app, command), out
 
@@ -159,19 +159,6 @@ def test_a_column_left_out(root):
     assert 'frame_end' in str(error) and path.name in str(error.where)
 
 
-def broken(root, path, content):
-    "Run with one spoilt video; returns what run.json and the table say"
-    rewrite(path, content)
-    result, out = run(root)
-    assert result.exit_code == 0, result.output
-    record = json.loads((out / 'run.json').read_text())
-    return record['failed'], (out / 'table3.md').read_text()
-
-
-def test_videos(root):
-    return sorted((root / 'ceiling').rglob('*.mp4'))
-
-
 @pytest.mark.parametrize('spoil', ['truncated', 'empty', 'text', 'missing'])
 def test_a_broken_video_is_listed_and_the_rest_goes_on(root, spoil):
     subject = pd.read_csv(annotations(root, 'ceiling')).file_id.iloc[0]
@@ -189,10 +176,7 @@ def test_a_broken_video_is_listed_and_the_rest_goes_on(root, spoil):
     assert result.exit_code == 0, result.output
     failed = json.loads((out / 'run.json').read_text())['failed']
     assert [Path(f['path']).name for f in failed] == [video.name] and failed[0]['n_clips'] > 0
-    assert (
-        'could not' in (out / 'table3.md').read_text()
-        or 'broken' in (out / 'table3.md').read_text()
-    )
+    assert '1 videos could not be read' in (out / 'table3.md').read_text()
 
 
 def test_frames_beyond_the_file_are_named(root):
@@ -210,7 +194,7 @@ def test_a_full_disk_is_said_without_a_traceback(root):
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    small = '--backbone facebook/dinov2-small --weights random --size 28 --fusion max_pooling'
+    small = '--backbone facebook/dinov2-small --weights random --size 28 --fusion average_pooling'
     command = [FMHAR, 'run', root, '--out', root.parent / 'out', *small.split()]
     p = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
     assert p.returncode == 1
