@@ -97,8 +97,9 @@ class EfficientProbing(Fusion):
 
     tokens = 'all'
 
-    def __init__(self, dim, *, queries=32, norm=True, time=None, n_frames=16):
+    def __init__(self, dim, *, queries=None, norm=True, time=None, n_frames=16):
         super().__init__(dim, norm, time, n_frames)
+        queries = queries or min(32, dim)  # theirs: 32
         self.attention = Attention(dim, queries)
         del self.attention.q, self.attention.k
         self.attention.out = nn.Identity()

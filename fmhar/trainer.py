@@ -92,7 +92,7 @@ def make_optimizer(
         fused=True,
     )
 
-# %% ../nbs/08_trainer.ipynb #b3c7d0fa
+# %% ../nbs/08_trainer.ipynb #a5aeece8
 @dataclass
 class History:
     "How training went"
@@ -109,7 +109,7 @@ class History:
         "A row for each epoch and probe"
         return pd.DataFrame(self.rows, columns=list(self.columns))
 
-
+# %% ../nbs/08_trainer.ipynb #b3c7d0fa
 @dataclass
 class Run:
     "A bank in training"
@@ -366,7 +366,7 @@ def train_epoch(
         bar.update(len(clips))
     return total / len(order)
 
-
+# %% ../nbs/08_trainer.ipynb #829eab0e
 def fit(
     bank: ProbeBank,  # trained in place
     train,  # labels (n,), segments (n,), batch(indices) -> Features

@@ -334,3 +334,16 @@ def test_registering_again_replaces(monkeypatch):
 
     assert fmhar.fusion.FUSIONS['max_pooling'] is MaxPooling
     assert list(fmhar.fusion.FUSIONS) == list(FUSIONS)
+
+
+def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    for dtype in torch.float16, torch.float32, torch.float64:
+        x = torch.randn(3, 4, 5, 16, generator=g).to(dtype)
+        for autocast in False, True:
+            with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+                whole = standardise(x)
+                with monkeypatch.context() as m:
+                    m.setattr(fmhar.fusion, 'LARGE', 1)
+                    parts = standardise(x)
+            assert whole.dtype == parts.dtype and torch.equal(whole, parts)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
+import fmhar.orderaware
 import fmhar.trainer
 from fmhar.backbones import Features
 from fmhar.errors import InputError
