@@ -88,7 +88,7 @@ def run(
 ):
     "Table 3 on your own copy of a dataset: train on one view, evaluate on all."
     from fmhar import demo, experiments
-    from fmhar.fusion import FUSIONS
+    from fmhar.fusion import TABLE_3
     from fmhar.trainer import Recipe
 
     named = {'views': list(view or ()) or None, 'trained_view': trained_view}
@@ -96,7 +96,7 @@ def run(
     exp = experiments.Experiment(
         root=str(root), dataset=dataset, reader=tuple(reader.items()), classes=tuple(only or ()),
         backbone=backbone, weights=weights, size=size, token_pool=token_pool, seed=seed,
-        fusions=tuple(fusion or FUSIONS), recipe=Recipe(epochs=epochs, precision=precision),
+        fusions=tuple(fusion or TABLE_3), recipe=Recipe(epochs=epochs, precision=precision),
     )  # fmt: skip
     result = experiments.run(exp, out, workers=workers)
     print(f'\n{demo.leave(result, out)}\n\n{result.clock}\n\nTables and figures are in {out}/')

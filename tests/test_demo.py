@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fmhar.cli import app
 from fmhar.errors import InputError
-from fmhar.fusion import FUSIONS
+from fmhar.fusion import TABLE_3
 from fmhar.synthetic import SyntheticConfig, write_synthetic
 
 FMHAR = Path(sys.executable).parent / 'fmhar'
@@ -45,7 +45,7 @@ def test_the_demo_leaves_what_it_says(quick):
     table = pd.read_csv(out / 'table3.csv')
     assert len(table) == 14 and table['Group'].iloc[-1] == 'Random Baseline'
     rows = pd.read_csv(out / 'rows.csv')
-    assert set(rows.probe) == {*FUSIONS, 'random'} and rows.view.nunique() == 6 + 1
+    assert set(rows.probe) == {*TABLE_3, 'random'} and rows.view.nunique() == 6 + 1
     assert rows.balanced_accuracy.between(0, 1).all()
     for name in ('figure3_embeddings', 'figure4_views', 'figure5_examples'):
         with Image.open(out / f'{name}.png') as im:
