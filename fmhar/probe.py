@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import fmhar.orderaware  # noqa: F401 (enters its heads in FUSIONS)
 from .backbones import Features
 from .errors import InputError, unknown
 from .files import content_hash, read_json, whole_file, write_json

@@ -8,7 +8,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import fmhar.orderaware  # noqa: F401 (its heads are tested here as well)
 from fmhar.classifier import FusionClassifier
 from fmhar.errors import InputError
 from fmhar.fusion import FUSIONS

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import fmhar.orderaware  # noqa: F401 (its heads are tested here as well)
 from fmhar.backbones import Features
 from fmhar.errors import InputError
 from fmhar.fusion import FUSIONS, TABLE_3
