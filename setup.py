@@ -9,7 +9,9 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='], interpolation=None)
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'lab', 'dev', 'torchcodec')}
+extras = {
+    name: cfg[f'{name}_requirements'].split() for name in ('demo', 'lab', 'dev', 'torchcodec')
+}
 
 setup(
     name=cfg['lib_name'],
