@@ -7,7 +7,7 @@ __all__ = ['VERSION', 'CHUNK', 'COLUMNS', 'SyntheticConfig', 'check_config', 'sp
            'Event', 'Recording', 'draw_length', 'make_recording', 'script', 'pause', 'motion_of', 'pose_table',
            'poster', 'shelf', 'thing_aside', 'walls', 'furniture', 'Studio', 'picture_size', 'render_action',
            'to_yuv420', 'encode', 'in_view', 'write_video', 'annotations', 'write_annotations', 'claim_folder',
-           'run_jobs', 'write_synthetic']
+           'run_jobs', 'write_synthetic', 'missing_videos', 'n_frames']
 
 # %% ../nbs/00_synthetic.ipynb #22c9e7f7
 import json
@@ -579,7 +579,7 @@ def run_jobs(
         finally:
             pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/00_synthetic.ipynb #fffd6d7b
+# %% ../nbs/00_synthetic.ipynb #98aa71fb
 def write_synthetic(
     root: str | Path,  # folder of the set; made if need be
     config: SyntheticConfig | None = None,  # None: the defaults
@@ -589,13 +589,25 @@ def write_synthetic(
 ) -> Path:  # the root
     "Film a set and write it as Drive&Act lies on a disk; videos that are there already are kept"
     root, c = Path(root), config or SyntheticConfig()
-    recordings = script(c)
     claim_folder(root, c)
-    jobs = [(root / v / f'{r.file_id(v)}.mp4', c, r, v) for r in recordings for v in VIEWS]
-    jobs = [job for job in jobs if not job[0].exists()]
-    total = sum(in_view(r.n_frames, v) for _, _, r, v in jobs)
+    jobs = missing_videos(root, c)
+    total = n_frames(jobs)
     with tqdm(total=total, desc='film', unit=' frames', disable=not (progress and jobs)) as bar:
         for n in run_jobs(jobs, workers or os.cpu_count()):
             bar.update(n)
-    write_annotations(root, recordings)
+    write_annotations(root, script(c))
     return root
+
+
+def missing_videos(
+    root: Path,
+    config: SyntheticConfig,
+) -> list[tuple]:  # path, config, recording, view
+    "The videos of a set that are not filmed yet"
+    paths = ((root / v / f'{r.file_id(v)}.mp4', r, v) for r in script(config) for v in VIEWS)
+    return [(path, config, r, v) for path, r, v in paths if not path.exists()]
+
+
+def n_frames(jobs: list[tuple]) -> int:  # of `missing_videos`
+    "How many frames videos have together"
+    return sum(in_view(r.n_frames, v) for _, _, r, v in jobs)
