@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'FIGURE3', 'Scale', 'experiment', 'leave', 'about', 'short', 'leave_tables', 'leave_figures', 'examples',
-           'selected', 'middle_frames', 'leave_record', 'run_demo', 'describe']
+           'selected', 'middle_frames', 'leave_record', 'render', 'run_demo', 'describe']
 
 # %% ../nbs/16_demo.ipynb #1420c4b2
 import re
@@ -17,7 +17,7 @@ import pandas as pd
 from . import plots, report
 from .experiments import Clock, Experiment, Result, embed, run, versions
 from .files import whole_file, write_json
-from .synthetic import SyntheticConfig, write_synthetic
+from .synthetic import SyntheticConfig, missing_videos, n_frames, write_synthetic
 from .trainer import Recipe
 from .video import Transform, sweep
 
@@ -161,13 +161,29 @@ def leave_record(result: Result, out: Path):
             backbone=dict(name=result.backbone.name, weights=result.backbone.weights,
                           note=result.backbone.note, precision=result.backbone.precision),
             versions=versions(),
-            stages=result.clock.table().reset_index().to_dict('records'),
+            stages=result.clock.records(),
             clips=len(e.clips),
-            failed=e.failed.to_dict('records'),
+            failed=e.failed.astype(object).where(e.failed.notna(), None).to_dict('records'),
             diverged=result.history.stopped,
             features=sorted(result.rows.features.unique()),
         ),
     )  # fmt: skip
+
+# %% ../nbs/16_demo.ipynb #1b78c380
+def render(
+    scale: str,  # a key of `SCALES`
+    out: str | Path,  # folder of the demo's files
+    *,
+    workers: int | None = None,  # processes; None: one a core
+    progress: bool = True,
+) -> Path:  # root of the dataset
+    "Film what is missing of the embedded set"
+    root, config = Path(out) / 'drive_act', SCALES[scale].data
+    with Clock(Path(out) / 'stages.json')('render the videos', 'frames') as seen:
+        before = n_frames(missing_videos(root, config))
+        write_synthetic(root, config, workers=workers, progress=progress)
+        seen['items'] = before - n_frames(missing_videos(root, config))
+    return root
 
 # %% ../nbs/16_demo.ipynb #7a16bae1
 def run_demo(
@@ -180,9 +196,7 @@ def run_demo(
     "Render, read, encode, train, score and draw; what was finished before is taken from the disk"
     s, out = SCALES[scale], Path(out) / scale
     print(describe(scale))
-    clock = Clock(out / 'stages.json')
-    with clock('render the videos'):
-        root = write_synthetic(out / 'drive_act', s.data, workers=workers, progress=progress)
+    root = render(scale, out, workers=workers, progress=progress)
     result = run(experiment(s, root), out, workers=workers, progress=progress)
     text = leave(result, out, methods=s.embeddings)
     print(f'\n{text}\n\n{result.clock}\n\nTables, figures and run.json are in {out}/')
