@@ -7,6 +7,7 @@ __all__ = ['Reader', 'bank_identity', 'write_part', 'read_part', 'Collector', 'S
            'lost']
 
 # %% ../nbs/10_streaming.ipynb #f6dc0ffe
+import hashlib
 import json
 import time
 from collections import Counter
@@ -64,8 +65,10 @@ class Reader:
 # %% ../nbs/10_streaming.ipynb #36f2a9c9
 def bank_identity(bank: ProbeBank) -> str:
     "Fingerprint of a bank's probes and weights"
-    weights = {k: v.cpu() for k, v in bank.state_dict().items()}
-    return fingerprint([bank.specs, weights])
+    digest = hashlib.sha256()
+    for weights in bank.state_dict().values():
+        digest.update(weights.cpu().numpy().tobytes())
+    return fingerprint([bank.specs, digest.hexdigest()])
 
 
 def write_part(
@@ -163,7 +166,7 @@ def stream(
     backbone: Backbone,
     bank: ProbeBank,  # trained
     store: FeatureStore,  # takes the CLS vectors
-    folder: str | Path,  # of the parts; they are kept until `forget` is called
+    folder: str | Path,  # of the parts; theirs who calls to remove
     *,
     n_clips: int = 3,  # clips a segment, logits averaged (Sec. 3.5)
     token_pool: int = 1,  # as the bank was trained with
@@ -178,7 +181,8 @@ def stream(
     clips['key'] = clip_keys(clips, backbone)
     by_video = clips.dropna(subset='key').groupby('path', sort=False)
     jobs = [Job(path, backbone.kind, dict(zip(g.key, g.frames))) for path, g in by_video]
-    parts = [(job, part_path(folder, bank, job)) for job in jobs]
+    weights = bank_identity(bank)
+    parts = [(job, part_path(folder, weights, job)) for job in jobs]
     todo = [(job, path) for job, path in parts if not path.exists()]
     device = pick_device(device)
     reader = Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
@@ -195,9 +199,9 @@ def stream(
     return assemble(clips, bank, parts, dict(collector.spent), frames)
 
 # %% ../nbs/10_streaming.ipynb #53c19c4b
-def part_path(folder: str | Path, bank: ProbeBank, job: Job) -> Path:
+def part_path(folder: str | Path, weights: str, job: Job) -> Path:
     "Where the answers of a bank for a video lie"
-    name = fingerprint([bank_identity(bank), list(job.clips)], 20)
+    name = fingerprint([weights, list(job.clips)], 20)
     return Path(folder) / f'{name}.part.safetensors'
 
 
