@@ -177,12 +177,11 @@ class AveragePoolingRelu(Fusion):
         return x.mean(1)
 
     @staticmethod
-    def fuse_many(heads, x):  # pooled once, and all hidden layers are one product
-        y, layers = heads[0].pooled(x), [head.layer for head in heads]
-        if isinstance(layers[0], nn.Identity):
+    def fuse_many(heads, x):  # pooled once
+        y = heads[0].pooled(x)
+        if isinstance(heads[0].layer, nn.Identity):
             return [y.relu()] * len(heads)
-        weight, bias = (torch.cat([getattr(a, p) for a in layers]) for p in ('weight', 'bias'))
-        return F.linear(y, weight, bias).relu().chunk(len(heads), 1)
+        return [head.layer(y).relu() for head in heads]  # to stack their weights costs more
 
 # %% ../nbs/06_fusion.ipynb #e3717212
 @register

@@ -86,6 +86,11 @@ every = me.gather(dict(rank=me.rank, x=x))
 assert [e['rank'] for e in every] == [0, 1, 2]
 assert all(torch.equal(e['x'], x) for e in every)  # the same bits everywhere
 me.add_up([])
+assert me.map(lambda i: i * i, range(8)) == [i * i for i in range(8)]
+assert me.map(str, [3]) == ['3'] and me.map(str, []) == []
+done = []
+me.map(done.append, list('abcde'))
+assert sum(me.gather(done), []) == ['a', 'd', 'b', 'e', 'c']
 
 assert me.once(os.getpid) == me.gather(os.getpid())[0]
 
