@@ -264,20 +264,20 @@ def predict_test(
     how = dict(device=self.device, precision=exp.recipe.precision, progress=self.progress)
     self.origin.append(f'predictions {"loaded" if path.exists() else "computed now"}')
     if not path.exists():
-        with self.clock('test views' if self.streams else 'predict', 'clips') as seen:
+        stage = ('test views', 'frames') if self.streams else ('predict', 'clips')
+        with self.clock(*stage) as seen:
             if self.streams:
                 test = segments[segments.split == 'test']
                 more = dict(n_clips=exp.n_clips, token_pool=exp.token_pool, workers=self.workers)
                 parts = self.folder / 'parts'
                 streamed = stream(test, self.backbone, bank, self.store, parts, **how, **more)
                 leave_streamed(streamed, self.folder)
-                predictions = streamed.predictions
+                predictions, seen['items'] = streamed.predictions, streamed.frames
             else:
                 clips = got.clips[got.clips.split == 'test']
                 test = FeatureDataset(self.store, clips, tokens=self.tokens)
-                predictions = predict(bank, test, **how)
+                predictions, seen['items'] = predict(bank, test, **how), len(clips)
             predictions.save(path)
-            seen['items'] = len(predictions.table)
             shutil.rmtree(self.folder / 'parts', ignore_errors=True)
     failed = self.folder / 'failed.csv'
     return Predictions.load(path), pd.read_csv(failed) if failed.exists() else got.failed.iloc[:0]

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .backbones import PRECISIONS, Backbone, Features, pick_device, pick_precision
 from .clips import make_clips
+from .errors import InputError
 from .evaluation import Predictions
 from fmhar.features import (
     SHARD_SECONDS,
@@ -87,9 +88,12 @@ def write_part(
 
 def read_part(path: Path) -> tuple[list[str], dict[str, torch.Tensor], dict | None]:
     "Keys, answers and the error of a part"
-    with safe_open(path, 'pt') as f:
-        said = f.metadata()
-        tensors = {name: f.get_tensor(name) for name in f.keys()}
+    try:
+        with safe_open(path, 'pt') as f:
+            said = f.metadata()
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+    except SafetensorError as e:
+        raise InputError('A part is damaged', where=path, found=e, do='delete it') from None
     return json.loads(said['keys']), tensors, json.loads(said['broken'])
 
 # %% ../nbs/10_streaming.ipynb #76145f9d

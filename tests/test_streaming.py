@@ -1,0 +1,126 @@
+"Streaming gives what storing gives, whatever the threads, the interruptions and the broken files"
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmhar import streaming
+from fmhar.backbones import load_backbone
+from fmhar.datasets import load_drive_act
+from fmhar.errors import InputError
+from fmhar.evaluation import predict
+from fmhar.features import FeatureDataset, FeatureStore, extract
+from fmhar.probe import ProbeBank, sweep
+from fmhar.streaming import stream
+from fmhar.synthetic import SyntheticConfig, write_synthetic
+
+HEADS = 'max_pooling', 'self_attention_all_avg', 'cross_attention_all', 'step', 'lstm'
+QUIET = dict(n_clips=2, progress=False)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('set') / 'set'
+    return write_synthetic(folder, SyntheticConfig.tiny(), progress=False)
+
+
+@pytest.fixture(scope='module')
+def test_views(root):
+    segments = load_drive_act(root, views=['inner_mirror', 'ceiling', 'kinect_color'])
+    return segments[segments.split == 'test']
+
+
+@pytest.fixture(scope='module')
+def backbone():
+    return load_backbone('dinov2', weights='random', size=28, precision='fp32')
+
+
+@pytest.fixture(scope='module')
+def bank(backbone):
+    return ProbeBank(sweep(HEADS), backbone.dim, 18)
+
+
+@pytest.fixture(scope='module')
+def whole(test_views, backbone, bank, tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')
+    return stream(test_views, backbone, bank, FeatureStore(out / 's'), out, workers=2, **QUIET)
+
+
+def test_agrees_with_stored_tokens_on_every_clip(whole, test_views, backbone, bank, tmp_path):
+    store = FeatureStore(tmp_path)
+    got = extract(test_views, backbone, store, n_clips=2, tokens=True, workers=0, progress=False)
+    theirs = predict(bank, FeatureDataset(store, got.clips, tokens=True), progress=False)
+    assert list(whole.predictions.table.key) == list(theirs.table.key)
+    assert len(theirs.table) == 2 * len(test_views)
+    assert np.abs(whole.predictions.logits - theirs.logits).max() < 2e-3
+    assert (whole.predictions.logits.argmax(2) == theirs.logits.argmax(2)).mean() > 0.99
+
+
+def test_threads_change_no_bit(whole, test_views, backbone, bank, tmp_path):
+    store = FeatureStore(tmp_path / 's')
+    again = stream(test_views, backbone, bank, store, tmp_path, workers=0, **QUIET)
+    np.testing.assert_array_equal(again.predictions.logits, whole.predictions.logits)
+    assert sorted(again.vectors) == sorted(h for h in HEADS if 'all' in h or h == 'step')
+    for name, vectors in again.vectors.items():
+        np.testing.assert_array_equal(vectors, whole.vectors[name])
+
+
+def test_goes_on_where_it_was_killed(whole, test_views, backbone, bank, tmp_path, monkeypatch):
+    encode = streaming.encode_clips
+
+    def killed(*args, **options):
+        for i, item in enumerate(encode(*args, **options)):
+            if i == 50:
+                raise KeyboardInterrupt
+            yield item
+
+    how = dict(workers=0, **QUIET)
+    store = FeatureStore(tmp_path / 's')
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(streaming, 'encode_clips', killed)
+        m.setattr(streaming, 'SHARD_SECONDS', 0)
+        stream(test_views, backbone, bank, store, tmp_path, **how)
+    parts = list(tmp_path.glob('*.part.safetensors'))
+    assert 0 < len(parts) < test_views.path.nunique()
+    rest = stream(test_views, backbone, bank, FeatureStore(tmp_path / 's'), tmp_path, **how)
+    assert 0 < rest.frames < whole.frames
+    np.testing.assert_array_equal(rest.predictions.logits, whole.predictions.logits)
+    cls = FeatureStore(tmp_path / 's').cls(rest.predictions.table.key)
+    assert np.isfinite(cls).all() and len(cls) == len(whole.predictions.table)
+
+
+def test_other_weights_take_no_answers_of_these(whole, test_views, backbone, tmp_path):
+    folder, store = tmp_path / 'parts', FeatureStore(tmp_path / 's')
+    banks = [ProbeBank(sweep(['cross_attention_all'], seed=[s]), backbone.dim, 18) for s in (0, 1)]
+    few = test_views[test_views.view == 'ceiling']
+    first, second = (stream(few, backbone, b, store, folder, **QUIET) for b in banks)
+    assert second.frames == first.frames > 0
+    assert np.abs(first.predictions.logits - second.predictions.logits).max() > 1e-3
+
+
+def test_broken_videos_are_named_and_the_rest_is_kept(whole, root, backbone, bank, tmp_path):
+    copy = Path(shutil.copytree(root, tmp_path / 'set'))
+    segments = load_drive_act(copy, views=['inner_mirror', 'ceiling'])
+    test = segments[segments.split == 'test']
+    cut, gone = (Path(test.path[test.view == v].iloc[0]) for v in ('ceiling', 'inner_mirror'))
+    cut.write_bytes(cut.read_bytes()[:1000])
+    gone.unlink()
+    args = test, backbone, bank, FeatureStore(tmp_path / 's'), tmp_path / 'parts'
+    for _ in range(2):  # the second time from the parts
+        got = stream(*args, **QUIET)
+        failed = got.failed.set_index('view')
+        assert set(failed.index) == {'ceiling', 'inner_mirror'}
+        assert str(cut) in failed.message['ceiling'] and failed.path['inner_mirror'] == str(gone)
+        assert failed.n_clips.sum() + len(got.predictions.table) == 2 * len(test)
+
+
+def test_a_damaged_part_is_no_answer(test_views, backbone, bank, tmp_path):
+    few = test_views[test_views.view == 'ceiling']
+    args = few, backbone, bank, FeatureStore(tmp_path / 's'), tmp_path / 'parts'
+    stream(*args, **QUIET)
+    part = next((tmp_path / 'parts').iterdir())
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InputError, match='delete it'):
+        stream(*args, **QUIET)
