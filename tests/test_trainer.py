@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
+from test_processes import run_on
 
 import fmhar.orderaware
 import fmhar.trainer
@@ -20,6 +21,7 @@ from fmhar.backbones import Features
 from fmhar.errors import InputError
 from fmhar.fusion import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
+from fmhar.processes import Processes
 from fmhar.trainer import (
     Recipe,
     balanced_accuracy,
@@ -28,7 +30,8 @@ from fmhar.trainer import (
     epoch_clips,
     fit,
     lr_factor,
-    mix,
+    read_part,
+    start,
     targets,
 )
 
@@ -205,17 +208,32 @@ def test_balanced_sampling_draws_classes_equally_and_clips_within_them():
 
 
 def test_mixup_mixes_features_and_targets_alike():
+    "Whichever process reads which part of the batch"
     g = torch.Generator().manual_seed(0)
-    x = Features(torch.randn(6, 2, 4, generator=g), torch.randn(6, 2, 3, 4, generator=g))
-    seen = set()
-    for seed in range(20):
-        mixed, target = mix(x, torch.eye(6), np.random.default_rng(seed), 0.5)
+    data = InMemory(torch.arange(6), torch.arange(6), torch.randn(6, 2, 3, 4, generator=g))
+    b, clips, seen = ProbeBank([ProbeSpec('lstm')], 4, 6), np.array([3, 1, 0, 5, 2, 4]), set()
+    for now in range(20):
+        run = start(b, data, None, Recipe(mixup=0.5), 'cpu')
+        mixed, target = read_part(run, clips, torch.eye(6)[clips], now)
         torch.testing.assert_close(target.sum(1), torch.ones(6))
         assert (target > 0).sum(1).max() <= 2
-        for a, b in (mixed.cls, x.cls), (mixed.tokens, x.tokens):
-            torch.testing.assert_close(a.flatten(1), target @ b.flatten(1))
+        assert (target[np.arange(6), clips] > 0).all()  # the own class is there
+        for a, x in (mixed.cls, data.tokens[:, :, 0]), (mixed.tokens, data.tokens):
+            torch.testing.assert_close(a.flatten(1), target @ x.flatten(1))
+        for rank in range(4):
+            part = replace(run, me=Processes(rank, 4))
+            own, said = read_part(part, clips, torch.eye(6)[clips], now)
+            assert torch.equal(own.tokens, mixed.tokens[rank::4])
+            assert torch.equal(said, target[rank::4])
         seen.add(round(target.max(1).values.min().item(), 3))
     assert len(seen) > 10
+
+
+def test_a_process_without_a_clip_reads_one_that_weighs_nothing():
+    data = dataset(4, clips=1)
+    run = start(bank(), data, None, Recipe(), 'cpu')
+    x, target = read_part(replace(run, me=Processes(2, 3)), np.array([1, 3]), torch.ones(2, 3), 0)
+    assert len(x.cls) == 1 and target.tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +321,7 @@ def test_validation_only_when_due():
         recipe=Recipe(epochs=5, validate_every=2),
         **QUICK,
     )
-    assert history.table.balanced_accuracy.notna().tolist() == [False, True, False, True, False]
+    assert history.table.balanced_accuracy.notna().tolist() == [False, True, False, True, True]
 
 
 def test_keep_best():
@@ -456,6 +474,84 @@ class Evil:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+# --- several processes
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_trainer import *
+from fmhar.processes import processes
+
+torch.set_num_threads(1)
+me, out = processes(), {{}}
+for name, (specs, train, val, recipe) in jobs().items():
+    b = bank(specs)
+    file = {folder!r} + '/' + name + '.pt'
+    history = fit(b, train, val, recipe=recipe, checkpoint=file, **QUICK)
+    weights = b.state_dict()
+    for other in me.gather((weights, history.stopped, history.early, history.rows)):
+        assert all(torch.equal(a, b) for a, b in zip(weights.values(), other[0].values()))
+        assert other[1:] == (history.stopped, history.early, history.rows)
+    out[name] = dict(weights=weights, history=vars(history))
+mine = dataset()
+mine.labels[0] += me.rank
+try:
+    fit(bank(), mine, recipe=Recipe(epochs=1), **QUICK)
+except InputError as e:
+    assert 'do not train the same' in str(e)
+else:
+    raise SystemExit('trained on different data')
+try:
+    fit(bank(), dataset(), recipe=Recipe(epochs=1), checkpoint={folder!r} + '/all.pt', **QUICK)
+except InputError as e:
+    assert 'another bank' in str(e)
+else:
+    raise SystemExit('a checkpoint of something else')
+if me.first:
+    torch.save(out, {folder!r} + '/out.pt')
+"""
+
+
+def jobs():
+    "All heads, one that diverges, every option; 21 segments in batches of 5: the last has one"
+    train, val = dataset(42), dataset(150, seed=5, scale=0.6, clips=2)
+    kinds = [name for name in FUSIONS if name != 'max_pooling']
+    specs = [*sweep(kinds), ProbeSpec('max_pooling', lr=1e35), *sweep(['max_pooling'], seed=[1])]
+    every = Recipe(3, 5, 1, 0.1, grad_clip=0.5, balance='loss', mixup=0.4)
+    best = Recipe(5, 5, keep='best', patience=2, balance='sampling', validate_every=1)
+    return {
+        'all': (specs, train, val, every),
+        'best': (sweep(['lstm', 'average_pooling'], lr=[0.3, 1e-4]), train, val, best),
+    }
+
+
+def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
+    "To rounding; the second continues what one process began"
+    expected = {}
+    for name, (specs, train, val, recipe) in jobs().items():
+        b = bank(specs)
+        expected[name] = b, fit(b, train, val, recipe=recipe, **QUICK)
+    real = fmhar.trainer.save_checkpoint
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        specs, train, val, recipe = jobs()['best']
+        fit(bank(specs), train, val, recipe=recipe, checkpoint=tmp_path / 'best.pt', **QUICK)
+    code = TOGETHER.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    ran = run_on(2, code, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    out = torch.load(tmp_path / 'out.pt', weights_only=True)
+    for name, (b, history) in expected.items():
+        for key, weight in b.state_dict().items():
+            torch.testing.assert_close(out[name]['weights'][key], weight, rtol=1e-5, atol=1e-5)
+        said = out[name]['history']
+        assert said['stopped'] == history.stopped and said['early'] == history.early
+        assert said['kept'] == history.kept
+        theirs = type(history)(**said).table
+        assert np.allclose(theirs.loss, history.table.loss, atol=1e-5)
+        assert np.array_equal(theirs.balanced_accuracy, history.table.balanced_accuracy)
+    assert expected['all'][1].stopped and expected['best'][1].early  # it happened at all
 
 
 def test_errors():
