@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'OPEN_MAPS', 'TOKEN_TYPES', 'SHARD_BYTES', 'SHARD_SECONDS', 'PART_CLIPS', 'PAUSE', 'as_half', 'pool_tokens',
-           'quantise', 'unquantise', 'FeatureStore', 'token_name', 'write_shard', 'shard_files', 'read_shard',
-           'list_shards', 'disk_usage', 'verify_shards', 'remove_shards', 'video_identity', 'content_identity',
-           'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly', 'encode_clips', 'batches',
-           'encode_batch', 'ShardWriter', 'cut_parts', 'Claims', 'Extraction', 'extract', 'fill', 'is_first',
+           'quantise', 'unquantise', 'FeatureStore', 'token_name', 'write_shard', 'shard_files', 'read_entry',
+           'read_shard', 'list_shards', 'disk_usage', 'verify_shards', 'remove_shards', 'video_identity',
+           'content_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly', 'encode_clips',
+           'batches', 'encode_batch', 'ShardWriter', 'cut_parts', 'Claims', 'Extraction', 'extract', 'fill', 'is_first',
            'plan_jobs', 'failures', 'clip_bytes', 'check_space', 'Plan', 'plan', 'measure', 'FeatureDataset']
 
 # %% ../nbs/05_features.ipynb #5ab07172
@@ -234,16 +234,27 @@ def write_shard(
 
 def shard_files(folder: Path) -> list[Path]:
     "The JSON of each shard; a name with a dot in front is still being written"
+    if not folder.is_dir():
+        raise InputError('No such feature store', where=folder)
     names = sorted(n for n in os.listdir(folder) if n.endswith('.json') and n[0] != '.')
     return [folder / n for n in names]
 
 # %% ../nbs/05_features.ipynb #dbbbbd70
+def read_entry(path: Path) -> dict:
+    "The JSON of a shard"
+    about = read_json(path)
+    if not isinstance(about, dict) or not {'keys', 'arrays'} <= set(about):
+        do = 'give the store a folder of its own'
+        raise InputError('This is no shard of a feature store', where=path, do=do)
+    return about
+
+
 def read_shard(
     path: Path,  # its JSON
     check: bool = False,  # compare the checksums too, which reads every byte
 ) -> dict:
     "A shard's JSON; its data files must be there, of the right length"
-    about = read_json(path)
+    about = read_entry(path)
     for name, array in about['arrays'].items():
         file = path.with_name(f'{path.stem}.{name}.npy')
         size = file.stat().st_size if file.exists() else None
@@ -266,7 +277,7 @@ def list_shards(
     "What lies in a store"
     rows = []
     for path in shard_files(Path(folder)):
-        about = read_json(path)
+        about = read_entry(path)
         for name, array in about['arrays'].items():
             shape = ' x '.join(map(str, array['shape'][1:]))
             said = about.get('backbone', ''), about.get('weights', '')
@@ -314,7 +325,10 @@ def remove_shards(
     if leftovers is not None:
         before = time.time() - 3600 * leftovers
         stray = (f for f in folder.iterdir() if f.name.split('.')[0] not in known)
-        gone += [f for f in stray if f.stat().st_mtime < before and f.suffix in ('.npy', '.json')]
+        stray = [f for f in stray if f.suffix in ('.npy', '.json')] + [
+            *folder.glob('.claims/*.lock')
+        ]
+        gone += [f for f in stray if f.stat().st_mtime < before]
     size = sum(f.stat().st_size for f in gone)
     for file in gone:
         file.unlink(missing_ok=True)
@@ -659,14 +673,14 @@ class Claims:
 
     def free(self) -> Iterator[Job]:
         "Claim one part after the other that nobody else holds"
+        self.store.refresh()
         for claim, job in list(self.open.items()):
-            self._look(job)
-            if job.clips and not self._take(claim):
-                continue
-            self._look(job)
-            if job.clips:
-                yield job
-        self.settle()
+            if self._missing(job) and self._take(claim):
+                self.store.refresh()
+                if self._missing(job):
+                    yield job
+            elif not job.clips:
+                del self.open[claim]
 
     def _take(self, claim):
         lock = FileLock(self.folder / f'{claim}.lock', thread_local=False)
@@ -684,24 +698,24 @@ class Claims:
                 self.held[claim] = lock
             return not self.closed
 
-    def _look(self, job):
-        "What of a part is missing by now?"
-        self.store.refresh()
+    def _missing(self, job):
+        "What of a part is not stored, as far as is known"
         there = self.store.has_all(job.clips, self.names)
         if there.any():
             before = job.n_frames()
             job.clips = {k: f for (k, f), stored in zip(job.clips.items(), there) if not stored}
             if self.bar is not None:
                 self.bar.update(before - job.n_frames())
+        return job.clips
 
     def settle(self):
-        "Let go of parts whose clips are all stored, and of broken ones; call it when all is written"
-        for claim, job in list(self.open.items()):
-            if claim in self.broken or self.store.has_all(job.clips, self.names).all():
-                del self.open[claim]
-                if lock := self.held.pop(claim, None):
-                    Path(lock.lock_file).unlink(missing_ok=True)
-                    lock.release()
+        "Let go of parts that are stored, and of broken ones; to be called when all is written"
+        for claim, lock in list(self.held.items()):
+            stored = self.store.has_all(self.open[claim].clips, self.names).all()
+            if stored or claim in self.broken:
+                del self.open[claim], self.held[claim]
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
 
     def __enter__(self):
         return self
@@ -750,7 +764,7 @@ def extract(
     choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=n_crops, seed=seed)
     read = dict(decoder=decoder, identity=identity)
     clips, names, jobs = plan_jobs(segments, backbone, store, kind, **read, **choice)
-    check_space(store, sum(len(job.clips) for job in jobs), backbone, kind)
+    check_space(store, sum(len(job.clips) for job in jobs) * clip_bytes(backbone, kind))
     about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     writer = ShardWriter(store, token_pool=token_pool, token_dtype=token_dtype, about=about)
     how = dict(tokens=tokens, token_pool=token_pool, batch_size=batch_size, decoder=decoder)
@@ -795,6 +809,7 @@ def fill(
             spent['write'] += time.perf_counter() - began
         writer.flush()
         claims.settle()
+        assert not claims.held, 'a part that is neither stored nor broken'
         if claims.open:
             time.sleep(PAUSE)
             spent['wait'] += PAUSE
@@ -865,14 +880,14 @@ def clip_bytes(
     )
 
 
-def check_space(store: FeatureStore, n_clips: int, backbone: Backbone, kind: tuple | None):
+def check_space(store: FeatureStore, need: int):  # bytes
     "The disk must hold what is to be written"
-    need, free = n_clips * clip_bytes(backbone, kind), shutil.disk_usage(store.path).free
+    free = shutil.disk_usage(store.path).free
     if need > free:
         raise InputError(
             'The features do not fit on this disk',
             where=store.path,
-            expected=f'{need / 2**30:.1f} GiB for {n_clips} clips',
+            expected=f'{need / 2**30:.1f} GiB',
             found=f'{free / 2**30:.1f} GiB free',
             do="free some space, or take token_pool=2, token_dtype='int8', or no tokens",
         )
@@ -884,6 +899,7 @@ class Plan:
 
     clips: int  # asked for
     stored: int  # of them, in the store already
+    lost: int  # of them, without a video
     frames: int  # to decode and encode
     bytes: int  # to write
     free: int  # bytes on the disk
@@ -893,10 +909,11 @@ class Plan:
 
     def __str__(self):
         return (
-            f'{self.clips} clips, {self.stored} of them stored; {self.frames} frames to encode\n'
-            f'{self.bytes / 2**30:.2f} GiB to write, {self.free / 2**30:.0f} GiB free\n'
+            f'{self.clips} clips: {self.stored} are stored, {self.lost} have no video\n'
+            f'{self.frames} frames to encode, {self.bytes / 2**30:.2f} GiB to write, '
+            f'{self.free / 2**30:.0f} GiB free\n'
             f'decode {self.decode_rate:.0f} frames/s a thread, encode {self.encode_rate:.0f} frames/s: '
-            f'{self.hours:.2f} h'
+            f'{self.hours:.2f} h in one process'
         )
 
 # %% ../nbs/05_features.ipynb #7c658300
@@ -922,7 +939,7 @@ def plan(
         dict(decoder=decoder, identity=identity),
     )
     choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=n_crops, seed=seed)
-    clips, _, jobs = plan_jobs(segments, backbone, store, kind, **read, **choice)
+    clips, names, jobs = plan_jobs(segments, backbone, store, kind, **read, **choice)
     n_missing = sum(len(job.clips) for job in jobs)
     frames = sum(job.n_frames() for job in jobs)
     decoding, encoding = measure(jobs, backbone, decoder) if jobs else (float('inf'),) * 2
@@ -930,7 +947,8 @@ def plan(
     seconds = frames / decoding / workers, frames / encoding
     on_cpu = backbone.device.type == 'cpu'  # there both use the same cores
     return Plan(
-        len(clips), len(clips) - n_missing, frames, n_missing * clip_bytes(backbone, kind),
+        len(clips), int(store.has_all(clips.key, names).sum()), int(clips.key.isna().sum()),
+        frames, n_missing * clip_bytes(backbone, kind),
         shutil.disk_usage(store.path).free, decoding, encoding,
         (sum(seconds) if on_cpu else max(seconds)) / 3600,
     )  # fmt: skip
