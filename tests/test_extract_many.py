@@ -1,7 +1,6 @@
 "Several processes fill one store: by claims alone, whatever dies, with readers at work"
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,55 +8,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import transformers as tf
-from numbered import write_video
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_set import ENV, content, read_tiny_set, write_tiny_set
 
 from fmhar import features
-from fmhar.backbones import Features, load_backbone, quietly
-from fmhar.clips import make_clips
+from fmhar.backbones import load_backbone
 from fmhar.errors import InputError
-from fmhar.features import Claims, FeatureStore, Job, clip_keys, cut_parts, extract
-
-N = 240  # frames of a video
-ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+from fmhar.features import Claims, FeatureStore, Job, cut_parts, extract
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    "Two sound videos and one that is cut, 24 segments each, as a table on the disk; a tiny encoder"
     root = tmp_path_factory.mktemp('many')
-    rows = []
-    for view in ('front', 'side', 'top'):
-        path = write_video(root / f'{view}.mkv', N, g=20)
-        for i in range(24):
-            split, label = ('train', 'test')[i % 3 == 2], ('open', 'close')[i % 2]
-            rows.append((str(path), view, f's{i % 3}', f'e{i}', 10 * i, 10 * i + 10, label, split, 30))
-    whole = (root / 'top.mkv').read_bytes()
-    (root / 'top.mkv').write_bytes(whole[: len(whole) // 2])
-    columns = 'path view subject event start end label split fps'.split()
-    pd.DataFrame(rows, columns=columns).to_csv(root / 'segments.csv', index=False)
-    torch.manual_seed(0)
-    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-    with quietly():
-        config = tf.Dinov2Config(**small, image_size=28, patch_size=7)
-        tf.Dinov2Model(config).save_pretrained(root / 'encoder')
-    tf.BitImageProcessor(size=32, crop_size=28).save_pretrained(root / 'encoder')
+    write_tiny_set(root)
     return root
-
-
-def segments_of(root):
-    segments = pd.read_csv(root / 'segments.csv')
-    segments.attrs = dict(classes=['open', 'close'], trained_view='front')
-    return segments
-
-
-def content(store):
-    "Every key of a store with the bytes of its features; a key that is there twice is an error"
-    shards = [json.loads(p.read_text()) for p in features.shard_files(store.path)]
-    keys = [k for shard in shards for k in shard['keys']]
-    assert len(keys) == len(set(keys)), 'computed twice'
-    return {k: store.cls([k]).tobytes() + store.tokens([k]).tobytes() for k in keys}
 
 
 DRIVER = """
@@ -66,7 +32,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from test_extract_many import content, segments_of
+from tiny_set import content, read_tiny_set
 from fmhar import features
 from fmhar.backbones import load_backbone
 from fmhar.features import FeatureStore, extract, read_shard, shard_files
@@ -81,7 +47,7 @@ def slowly(*args):  # so that they meet, and a kill hits somebody at work
     return encode(*args)
 
 def run(path, workers=0):
-    return extract(segments_of(root), backbone, FeatureStore(path), tokens=True, batch_size=8,
+    return extract(read_tiny_set(root), backbone, FeatureStore(path), tokens=True, batch_size=8,
                    workers=workers, progress=False)
 
 def start(path, i, workers):
@@ -171,6 +137,137 @@ def test_the_next_run_finishes_when_all_are_killed(outcome, data):
     assert last['codes'] == [-9, -9] and not last['same'] and last['left']
     store, backbone = FeatureStore(data / 'last'), load_backbone(data / 'encoder', n_frames=4)
     before = len(content(store))
-    got = extract(segments_of(data), backbone, store, tokens=True, workers=0, progress=False)
+    got = extract(read_tiny_set(data), backbone, store, tokens=True, workers=0, progress=False)
     assert 0 < got.counts['stored'] == before < got.counts['clips']
     assert content(store) == content(FeatureStore(data / 'one'))
+
+
+# Started by a launcher
+
+LAUNCH = (
+    'launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no'
+)
+
+
+def test_accelerate_launch(data, outcome, tmp_path):
+    "Two ranks by torchrun's variables, on a processor here; the first speaks for both"
+    accelerate = Path(sys.executable).parent / 'accelerate'
+    if not accelerate.exists():
+        pytest.skip('accelerate is not installed')
+    table = pd.read_csv(data / 'segments.csv')
+    table[table.view != 'top'].to_csv(data / 'sound.csv', index=False)
+    command = [accelerate, *LAUNCH.split(), '--main_process_port', '0', '-m', 'fmhar', 'extract']
+    command += [
+        data / 'sound.csv',
+        '--dataset',
+        'table',
+        '--backbone',
+        data / 'encoder',
+        '--tokens',
+    ]
+    command += ['--everything', '--out', tmp_path / 'store']
+    env = ENV | dict(GLOO_SOCKET_IFNAME='lo')
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('80 clips are in') == 1  # 16 train and 8 x 3 test clips in two views
+    assert len(content(FeatureStore(tmp_path / 'store'))) == 80
+
+
+# One process
+
+
+def tiny(data, path, **options):
+    backbone = load_backbone(data / 'encoder', n_frames=4)
+    options = dict(tokens=True, workers=0, progress=False) | options
+    return extract(read_tiny_set(data), backbone, FeatureStore(path), **options)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(features, 'PART_CLIPS', 6)
+    monkeypatch.setattr(features, 'PAUSE', 0.05)
+    backbone = load_backbone(data / 'encoder', n_frames=4)
+    _, _, jobs = features.plan_jobs(
+        read_tiny_set(data), backbone, FeatureStore(tmp_path), (1, 'float16')
+    )
+    (tmp_path / '.claims').mkdir()
+    lock = FileLock(tmp_path / '.claims' / f'{jobs[2].claim}.lock')
+    lock.acquire()
+    sleeps, sleep = [], features.time.sleep
+
+    def dies(seconds):  # the other process, on our second look
+        sleep(seconds)
+        sleeps.append(FeatureStore(tmp_path).has(jobs[2].clips).any())
+        if len(sleeps) == 2:
+            lock.release()
+
+    monkeypatch.setattr(features.time, 'sleep', dies)
+    got = tiny(data, tmp_path, workers=workers)
+    assert sleeps == [False, False] and got.seconds['wait'] > 0
+    assert FeatureStore(tmp_path).has(jobs[2].clips).all()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_error_lets_go_of_all_claims(data, tmp_path, monkeypatch, workers):
+    "Else a second call in the same process would wait for the first for ever"
+    monkeypatch.setattr(features, 'PART_CLIPS', 6)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(features, 'encode_batch', stop)
+        tiny(data, tmp_path, workers=workers)
+    locks = list((tmp_path / '.claims').iterdir())
+    assert locks
+    for path in locks:
+        FileLock(path).acquire(blocking=False)
+    assert tiny(data, tmp_path, workers=workers).counts['clips'] > 80
+
+
+def test_a_whole_store_is_only_read(data, tmp_path, monkeypatch):
+    sound = read_tiny_set(data)
+    sound = sound[sound.view != 'top']
+    monkeypatch.setattr(f'{__name__}.read_tiny_set', lambda root: sound)
+    first = tiny(data, tmp_path)
+    (tmp_path / '.claims').rmdir()
+    before = sorted(tmp_path.iterdir())
+    again = tiny(data, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert again.counts['stored'] == first.counts['clips'] and again.failed.empty
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(self, blocking):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(FileLock, 'acquire', refuse)
+    store, job = FeatureStore(tmp_path), Job('v.mp4', 'image', {'a': (0, 1)}, claim='x')
+    with pytest.raises(InputError, match='Permission denied'):
+        list(Claims(store, [job], ['cls']).free())
+
+
+def test_only_the_first_process_shows_progress(monkeypatch):
+    for rank, first in (('0', True), ('1', False), ('7', False)):
+        monkeypatch.setenv('RANK', rank)
+        assert features.is_first() == first
+    monkeypatch.delenv('RANK')
+    assert features.is_first()
+
+
+# Parts
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), min_size=1), st.integers(1, 3))
+def test_parts_keep_segments_whole(spans, n_clips):
+    "In order of time, clips of a segment together, never much larger than three times the least"
+    rows = [(start, start + length) for start, length in spans for _ in range(n_clips)]
+    clips = pd.DataFrame(rows, columns=['start', 'end'])
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(features, 'PART_CLIPS', 5)
+        parts = cut_parts(clips)
+    ordered = clips.assign(part=parts).sort_values(['start', 'end'])
+    assert ordered.part.is_monotonic_increasing and parts.min() == 0
+    assert (ordered.groupby(['start', 'end']).part.nunique() == 1).all()
+    sizes, same = np.bincount(parts), clips.value_counts().max()
+    assert (sizes[:-1] >= 5).all() and sizes.max() < 3 * 5 + same
