@@ -264,7 +264,7 @@ def results_table(run: Finished) -> Grid:
         decimals=1,
     )
 
-
+# %% ../nbs/16_page.ipynb #2193ba68
 def surety_table(run: Finished) -> Grid:
     "Every head with intervals, and what survives the change of camera"
     table, n_novel = by_head(run), run.rows.view.nunique() - 2
@@ -307,7 +307,7 @@ def flat(settings: dict, prefix: str = '') -> Iterator[tuple[str, object]]:  # d
             yield from flat(value, f'{prefix}{key}.')
         else:
             said = ', '.join(map(str, value)) if isinstance(value, list) else value
-            yield f'{prefix}{key}', 'default' if said in (None, '') else str(said)
+            yield f'{prefix}{key}', '–' if said in (None, '') else str(said)
 
 
 def stages_of(run: Finished) -> pd.DataFrame:  # stage, seconds, share, items, unit, rate
@@ -517,8 +517,7 @@ PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark"><title>{{ title }}</title>
 <link rel="icon" href="data:,"><style>{% include 'style' %}</style></head>
 {% from 'parts' import table, card, picture %}
-<body>
-<header><h1>{{ title }}</h1>
+<body><header><h1>{{ title }}</h1>
 <p class="soft">How much fine-grained action understanding do frozen foundation models carry, and
 how much of it survives a change of camera?</p>
 {% for c in chapters %}

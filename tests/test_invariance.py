@@ -108,12 +108,38 @@ def test_centring_takes_off_the_place_of_a_view():
     assert centred == 1 and plain < 0.7
 
 
-def test_mixing_counts_neighbours_as_scikit_learn_does():
+def test_neighbours_are_those_of_scikit_learn():
     x, table = vectors(np.random.default_rng(0))
-    views = table.view.to_numpy()
+    views, labels = table.view.to_numpy(), table.label.to_numpy()
+    found = inv.neighbour_shares(x, table, k=7)
     near = NearestNeighbors(n_neighbors=7).fit(x).kneighbors(return_distance=False)
-    share = (views[near] != views[:, None]).mean()
-    assert inv.view_mixing(x, views, k=7) == pytest.approx(share / (60 / 89))
+    assert found.share.other_view == pytest.approx((views[near] != views[:, None]).mean())
+    assert found.share.same_class == pytest.approx((labels[near] == labels[:, None]).mean())
+    assert found.chance.other_view == pytest.approx(60 / 89)
+    assert found.chance.same_class == pytest.approx(17 / 89)
+    assert inv.view_mixing(x, table, k=7) == pytest.approx(found.share.other_view / (60 / 89))
+    hits = []
+    for view in VIEWS:
+        here, there = views == view, views != view
+        near = NearestNeighbors(n_neighbors=7).fit(x[there]).kneighbors(x[here])[1]
+        hits.append(labels[there][near] == labels[here][:, None])
+    assert found.share.same_class_elsewhere == pytest.approx(np.concatenate(hits).mean())
+    assert found.chance.same_class_elsewhere == pytest.approx(12 / 60)
+
+
+def test_neighbours_of_many_vectors_are_found_in_parts():
+    x = np.random.default_rng(0).normal(size=(4500, 3))
+    near = inv.nearest(x, 4, lambda rows: rows[:, None] == np.arange(len(x)))
+    expected = NearestNeighbors(n_neighbors=4).fit(x).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(np.sort(near), np.sort(expected))
+
+
+def test_neighbours_of_few_vectors_and_one_view():
+    x, table = vectors(np.random.default_rng(0))
+    one = (table.view == 'top').to_numpy()
+    found = inv.neighbour_shares(x[one], table[one], k=200)  # more than there are
+    assert list(found.index) == ['other_view', 'same_class'] and found.share.other_view == 0
+    assert found.share.same_class == pytest.approx(found.chance.same_class)
 
 
 def test_agreement_counts_common_events():
@@ -190,3 +216,112 @@ def test_one_view_has_nothing_to_erase():
     one = (table.view == 'top').to_numpy()
     eraser = inv.ViewEraser().fit(x[one], table.view[one])
     np.testing.assert_array_equal(eraser.transform(x), x)
+
+
+def test_a_head_of_one_view_works_on_others_once_the_view_is_erased():
+    "Novel views are the trained one moved aside: erasing brings them back, without any label"
+    rng = np.random.default_rng(0)
+    x, table = vectors(rng, action=2, event=0.3, view=6, noise=0.3, dim=12)
+    trained = (table.view == 'front').to_numpy()
+    head = LogisticRegression(max_iter=500).fit(x[trained], table.label[trained])
+    erased = inv.erase_view(x, table, trained_view='front')
+    before, after = (head.score(v[~trained], table.label[~trained]) for v in (x, erased))
+    assert before < 0.6 and after > 0.95
+    assert head.score(erased[trained], table.label[trained]) > 0.95
+
+
+def test_an_eraser_never_saw_the_person_it_is_applied_to():
+    x, table = vectors(np.random.default_rng(0))
+    mine = (table.subject == 2).to_numpy()
+    before = inv.erase_view(x, table, trained_view='front')
+    y = x.copy()
+    y[mine] *= 10
+    after = inv.erase_view(y, table, trained_view='front')
+    eraser = inv.ViewEraser().fit(x[~mine], table.view[~mine])
+    home = x[~mine & (table.view == 'front')].mean(0) - x[~mine].mean(0)
+    np.testing.assert_allclose(before[mine], eraser.transform(x[mine]) + home)
+    np.testing.assert_allclose(after[mine], eraser.transform(10 * x[mine]) + home)
+
+
+# -- how sure ------------------------------------------------------------------------------------
+def test_an_interval_from_few_people_covers_the_truth():
+    "People differ; a clip-wise interval would not cover, the jackknife does"
+    rng, covered, by_clip = np.random.default_rng(0), [], []
+    people = pd.Series(np.repeat(np.arange(6), 20), name='person')
+    for _ in range(600):
+        x = rng.normal(0.5, 0.1, size=6)[people] + 0.1 * rng.normal(size=120)
+        made = inv.jackknife(lambda keep: pd.DataFrame(dict(twin=[x[keep].mean()])), people)  # noqa: B023
+        row = made.intervals().iloc[0]
+        covered.append(row.low <= 0.5 <= row.high)
+        by_clip.append(abs(x.mean() - 0.5) < 1.96 * x.std() / 120**0.5)
+    assert 0.93 < np.mean(covered) < 0.97 and np.mean(by_clip) < 0.7
+
+
+def made(n=3):
+    "Three kinds of vectors of the same segments"
+    kinds = dict(zip('abc'[:n], (4.0, 1.0, 0.0)))
+    table = vectors(np.random.default_rng(1))[1]
+    return {k: vectors(np.random.default_rng(1), view=v)[0] for k, v in kinds.items()}, table
+
+
+def test_each_left_out_value_is_that_of_the_others():
+    kinds, table = made()
+    sure = inv.invariance(kinds, table)
+    assert sure.left_out.shape == (6, 3, 9) and sure.n_clusters == 6
+    keep = (table.subject != table.subject.unique()[2]).to_numpy()
+    shares = inv.variance_shares(kinds['b'][keep], table[keep].reset_index(drop=True))
+    m = list(sure.point.columns).index('view_share')
+    assert sure.left_out[2, 1, m] == pytest.approx(shares.view)
+    assert sure.difference('a', 'a', 'twin') == (0, 0, 0)
+    d, low, high = sure.difference('b', 'a', 'view_share')
+    assert d == pytest.approx(sure.point.view_share.a - sure.point.view_share.b)
+    wide = sure.difference('b', 'a', 'view_share', tests=10)
+    assert wide[1] < low < d < high < wide[2]
+
+
+def test_agreement_is_among_the_measures_when_there_are_predictions():
+    kinds, table = made(1)
+    table = table.assign(segment=table.index, split='test', label=table.label.map(str))
+    logits = np.eye(5, dtype=np.float32)[table.label.astype(int)][None]
+    p = Predictions(table, logits, ['a'], list('01234'))
+    sure = inv.invariance(kinds, table, predictions=p)
+    assert sure.point.loc['a', 'agree'] == 1 and sure.point.loc['a', 'kappa'] == 1
+
+
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('people', [1, 6])
+def test_the_sentences_follow_from_the_numbers(n, people):
+    kinds, table = made(n)
+    table = table.assign(subject=table.subject % people)
+    sure = inv.invariance(kinds, table)
+    texts = inv.telling(sure, 1 / 3), inv.ranking(sure)
+    assert all('nan' not in t and t.endswith('.') for t in texts)
+    assert 'best from a (' in texts[0]
+    if n == 3:
+        assert 'worst from c (' in texts[0] and 'least of the variance in c' in texts[1]
+    if people == 1:
+        assert 'nothing follows' in texts[0]
+    elif n == 3:
+        assert 'beyond what 6 of subject leave open' in texts[1]
+        above = (sure.intervals().query("measure == 'view_probe'").low > 1 / 3).sum()
+        assert f'for {above} of 3 the interval lies above' in texts[0]
+
+
+def test_a_difference_that_is_none_is_called_within():
+    kinds, table = made()
+    noise = 0.01 * np.random.default_rng(2).normal(size=kinds['b'].shape)
+    sure = inv.invariance({'one': kinds['b'], 'two': kinds['b'] + noise}, table)
+    assert 'within what 6 of subject leave open' in inv.ranking(sure)
+
+
+def test_erasing_in_words():
+    assert 'a loss' in inv.erasing(-0.03, -0.05, -0.01, 5, 'subject')
+    assert 'nothing follows' in inv.erasing(0.01, np.nan, np.nan, 1, 'subject')
+
+
+def test_an_action_that_occurs_once_is_not_told_from_its_event():
+    rng = np.random.default_rng(0)
+    x, table = vectors(rng, labels=np.arange(30), dim=4000, action=1, event=0, view=1, noise=1)
+    shares = inv.variance_shares(x, table)
+    assert np.isnan(shares.event)
+    np.testing.assert_allclose(shares.drop('event'), 1 / 3, atol=0.03)
