@@ -1,5 +1,6 @@
 "Every clip is predicted once, a segment counts once, each view is scored by itself"
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,19 +8,26 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import recall_score
+from test_processes import run_on
 
 from fmhar.backbones import Features
 from fmhar.errors import InputError
 from fmhar.evaluation import (
     METRICS,
+    ORACLE,
     Predictions,
     calibration,
+    join,
+    oracle_gap,
     order_test,
     predict,
     random_baseline,
     score,
+    select,
 )
 from fmhar.metrics import fit_temperature
+from fmhar.probe import ProbeSpec, sweep
+from fmhar.trainer import History
 
 CLASSES = ['closing', 'opening', 'eating', 'writing', 'reading', 'sitting']
 VIEWS = ['inner_mirror', 'ceiling', 'kinect_color']
@@ -107,6 +115,158 @@ def test_each_clip_is_read_and_answered_once(batch_size):
         alone = bank.eval()(Features(one.cls.float(), one.tokens.float()))
     np.testing.assert_allclose(p.logits[:, 5], alone[:, 0], atol=1e-6)
     pd.testing.assert_frame_equal(p.table, data.table)
+
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_evaluation import *
+from fmhar.processes import processes
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+me, data, bank = processes(), dataset(), Bank()
+mine = predict(bank, data, batch_size=8, **OPTIONS)
+asked = me.gather(data.asked)
+assert not set(asked[0]) & set(asked[1]) and sorted(sum(asked, [])) == list(range(63))
+assert abs(len(asked[0]) - len(asked[1])) <= 8
+one_batch = predict(bank, dataset(), batch_size=64, **OPTIONS)  # rank 1 has nothing to do
+order = order_test(bank, dataset(), batch_size=8, **OPTIONS)
+every = me.gather((mine.logits, one_batch.logits, order))
+assert (every[0][0] == every[1][0]).all() and every[0][2].equals(every[1][2])
+if me.first:
+    mine.save({file!r})
+    np.savez({file!r} + '.npz', one_batch=one_batch.logits)
+    order.to_csv({file!r} + '.csv', index=False)
+"""
+
+
+def test_two_processes_answer_with_the_same_bits(tmp_path):
+    "Of a clip that has neighbours of its own batch only: whole batches are shared out"
+    torch.manual_seed(0)
+    threads, bank, file = torch.get_num_threads(), Bank(), str(tmp_path / 'two.parquet')
+    torch.set_num_threads(1)
+    ran = run_on(2, TOGETHER.format(tests=os.path.dirname(__file__), file=file), tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    alone = predict(bank, dataset(), batch_size=8, **OPTIONS)
+    two = Predictions.load(file)
+    assert np.array_equal(two.logits, alone.logits) and two.probes == alone.probes
+    pd.testing.assert_frame_equal(two.table[['segment', 'clip']], alone.table[['segment', 'clip']])
+    one_batch = predict(bank, dataset(), **OPTIONS).logits
+    assert np.array_equal(np.load(file + '.npz')['one_batch'], one_batch)
+    order = order_test(bank, dataset(), batch_size=8, **OPTIONS)
+    pd.testing.assert_frame_equal(pd.read_csv(file + '.csv'), order, check_exact=False)
+    torch.set_num_threads(threads)
+
+
+def test_nothing_to_predict():
+    assert predict(Bank(), InMemory(clips().iloc[:0], None), **OPTIONS).logits.shape == (2, 0, 6)
+
+
+def test_joined_probes_keep_their_logits_whatever_the_order_of_clips():
+    a, b = predictions(2), predictions(3)
+    b.probes = list('xyz')
+    order = np.random.default_rng(5).permutation(len(b.table))
+    shuffled = Predictions(
+        b.table.iloc[order].reset_index(drop=True), b.logits[:, order], b.probes, CLASSES
+    )
+    both = join(a, shuffled)
+    assert both.probes == [*a.probes, *'xyz'] and both.table is a.table
+    assert np.array_equal(both.logits, np.concatenate([a.logits, b.logits]))
+    averaged = join(a.mean_clips(), shuffled.mean_clips())
+    for name in both.probes:
+        np.testing.assert_allclose(averaged.of(name), both.mean_clips().of(name), atol=1e-6)
+
+
+@pytest.mark.parametrize('harm', ['fewer', 'clip', 'label', 'classes', 'names', 'twice'])
+def test_answers_for_other_clips_are_not_joined(harm):
+    a, b = predictions(1), predictions(1)
+    b.probes = ['b']
+    if harm == 'fewer':
+        b = Predictions(b.table.iloc[1:], b.logits[:, 1:], b.probes, CLASSES)
+    if harm == 'clip':
+        b.table.loc[3, 'clip'] += 7
+    if harm == 'label':
+        b.table.loc[3, 'label'] = 'sitting'
+    if harm == 'classes':
+        b.classes = CLASSES[::-1]
+    if harm == 'names':
+        b.probes = a.probes
+    if harm == 'twice':
+        b.table.loc[3] = b.table.loc[4]
+    with pytest.raises(InputError, match='of one name' if harm == 'names' else 'other clips'):
+        join(a, b)
+
+
+def sweep_history(specs, seed=0):
+    "Made-up validation of three epochs; the second probe diverged in the third"
+    rng = np.random.default_rng(seed)
+    rows = [
+        dict(epoch=e, probe=s.name, loss=1.0, balanced_accuracy=rng.random())
+        for e in (1, 2, 3)
+        for s in specs
+        if e < 3 or s != specs[1]
+    ]
+    kept = {s.name: 3 for s in specs if s != specs[1]}
+    return History(rows, stopped={specs[1].name: 3}, kept=kept)
+
+
+def test_selection_looks_at_validation_of_the_weights_that_were_kept():
+    specs = sweep(['lstm', 'tcn'], lr=[1e-3, 1e-2], weight_decay=[0.02, 0.1], seed=[0, 1])
+    history = sweep_history(specs)
+    history.kept[specs[4].name] = 2
+    chosen = select(history, specs).set_index('head')
+    table = history.table.set_index(['epoch', 'probe']).balanced_accuracy
+    for head in 'lstm', 'tcn':
+        names = [s.name for s in specs if s.fusion == head and s != specs[1]]
+        value = {n: table[history.kept[n], n] for n in names}
+        best = max(value, key=value.get)
+        row = chosen.loc[head]
+        assert (row.probe, row.validation) == (best, value[best])
+        assert row.n_settings == 8 and row.epoch == history.kept[best]
+    history.rows[0]['balanced_accuracy'] = 2.0  # of an epoch whose weights are gone
+    pd.testing.assert_frame_equal(select(history, specs).set_index('head'), chosen)
+
+
+def test_options_and_layers_are_heads_of_their_own_and_equals_take_the_first():
+    specs = [*sweep(['lstm'], seed=[0, 1], layers=2), ProbeSpec('lstm', options={'hidden': 4})]
+    rows = [dict(epoch=1, probe=s.name, loss=1.0, balanced_accuracy=0.5) for s in specs]
+    history = History(rows, kept={s.name: 1 for s in specs})
+    chosen = select(history, specs)
+    assert chosen['head'].tolist() == ['lstm layer=0/2', 'lstm layer=1/2', 'lstm hidden=4']
+    assert chosen.probe.tolist() == ['lstm layer=0/2', 'lstm layer=1/2', 'lstm hidden=4']
+
+
+def test_the_oracle_is_never_what_was_selected_by_and_never_below_it():
+    specs = sweep(['lstm', 'tcn'], lr=[1e-3, 1e-2], seed=[0, 1])
+    history = sweep_history(specs)
+    p = predictions(len(specs))
+    p.probes = [s.name for s in specs]
+    p.logits[1] = np.nan  # the one that diverged
+    rows = score(p, trained_view=VIEWS[0])
+    gap = oracle_gap(rows, history, specs)
+    assert gap.probe.tolist() == select(history, specs).probe.tolist()
+    novel = rows[rows['view'] == 'novel'].set_index('probe').balanced_accuracy
+    for row in gap.itertuples():
+        names = [s.name for s in specs if s.head == row.head]
+        assert row.novel == novel[row.probe] and row.oracle_probe == novel[names].idxmax()
+    assert (gap[ORACLE] >= gap.novel).all() and (gap.gap == gap[ORACLE] - gap.novel).all()
+    assert (gap.gap > 0).any() and 'novel views' in ORACLE
+    other = rows.copy()
+    other.loc[other['view'] != 'novel', 'balanced_accuracy'] = 0  # looks at nothing else
+    pd.testing.assert_frame_equal(oracle_gap(other, history, specs), gap)
+
+
+def test_no_selection_without_validation():
+    specs = sweep(['lstm'])
+    history = History([dict(epoch=1, probe='lstm', loss=1.0, balanced_accuracy=np.nan)])
+    history.kept['lstm'] = 1
+    with pytest.raises(InputError, match='no validation'):
+        select(history, specs)
+    rows = score(predictions(1), trained_view=VIEWS[0])
+    history.rows[0]['balanced_accuracy'] = 0.5
+    with pytest.raises(InputError, match='No scores of novel views'):
+        oracle_gap(rows[rows['view'] == VIEWS[0]], history, specs)
 
 
 def test_bf16_answers_are_close():

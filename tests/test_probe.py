@@ -57,6 +57,29 @@ def test_a_probe_is_the_same_alone_and_in_a_bank(name):
                 torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('name', FUSIONS)
+def test_a_layer_is_read_as_if_the_features_held_no_other(name):
+    x, alike = features(dim=48), ProbeSpec(name, seed=5, layer=(0, 3))
+    bank = ProbeBank([alike, *sweep([name], layers=3)], 48, 4)
+    for probe, logits in zip(bank.probes, bank(x)):
+        k, part = (
+            probe.spec.layer[0],
+            slice(16 * probe.spec.layer[0], 16 * probe.spec.layer[0] + 16),
+        )
+        alone = Probe(replace(probe.spec, layer=(0, 1)), 16, 4)
+        torch.testing.assert_close(alone(Features(x.cls[..., part], x.tokens[..., part])), logits)
+        assert probe.spec.name.endswith(f'layer={k}/3')
+        assert probe.spec.head == f'{name} layer={k}/3'
+    assert bank.dim == 48
+
+
+def test_layers_that_do_not_exist():
+    with pytest.raises(InputError, match='no such layer'):
+        ProbeSpec('lstm', layer=(2, 2))
+    with pytest.raises(InputError, match='16 features for 3 layers'):
+        ProbeBank(sweep(['lstm'], layers=3), 16, 4)
+
+
 def test_start_depends_on_the_seed_alone_and_leaves_the_random_state():
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -112,6 +135,7 @@ def test_errors():
 
 def test_saved_and_loaded(tmp_path):
     specs = [*sweep(lr=[1e-4], seed=[3]), ProbeSpec('tcn', options={'dilations': (1, 2)})]
+    specs += sweep(['lstm'], layers=2)
     bank, x = ProbeBank(specs, 16, 4), features()
     bank.save(tmp_path / 'bank', classes=list('abcd'), backbone='dinov2', store='1f2e')
     again, said = ProbeBank.load(tmp_path / 'bank')
