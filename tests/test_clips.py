@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmhar.clips import even_frames, make_clips, random_frames, strided_frames
+from fmhar.clips import CROPS, even_frames, make_clips, random_frames, strided_frames
 from fmhar.errors import InputError
 
 starts = st.integers(0, 10**6)
@@ -167,3 +167,18 @@ def test_a_stride_in_seconds_is_the_same_moment_in_every_view():
 
 def test_no_training_clips_are_none():
     assert set(make_clips(segments(), n_train_clips=0).split) == {'val', 'test'}
+
+
+@pytest.mark.parametrize('stride', [None, 0.2])
+def test_three_crops_repeat_the_test_clips(stride):
+    df = segments().assign(fps=30.0)
+    plain = make_clips(df, n_train_clips=2, stride=stride)
+    three = make_clips(df, n_train_clips=2, stride=stride, n_crops=3)
+    assert three.attrs == plain.attrs and list(three.columns) == [*plain.columns, 'crop']
+    train, test = three[three.split == 'train'], three[three.split != 'train']
+    assert set(train.crop) == {'centre'}
+    assert list(test.crop) == list(CROPS) * (plain.split != 'train').sum()
+    kept = three[three.crop.isin(['centre', 'first'])].drop(columns='crop')
+    pd.testing.assert_frame_equal(kept.reset_index(drop=True), plain)
+    for _, same in test.groupby(['segment', 'clip']):
+        assert same.frames.nunique() == 1 and list(same.crop) == list(CROPS)

@@ -15,7 +15,8 @@ import pytest
 import torch
 import transformers as tf
 
-from fmhar import features
+from fmhar import clips as clips_
+from fmhar import features, video
 from fmhar.backbones import Features, load_backbone, quietly
 from fmhar.errors import InputError
 from fmhar.features import (
@@ -29,6 +30,7 @@ from fmhar.features import (
     remove_shards,
     verify_shards,
 )
+from fmhar.files import fingerprint
 from fmhar.video import sweep
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
@@ -533,3 +535,139 @@ def test_clips_can_be_read_without_a_store(data, backbone, tmp_path):
     for key, (cls, tokens) in streamed.items():
         np.testing.assert_array_equal(cls, store.cls([key])[0])
         np.testing.assert_array_equal(tokens, store.tokens([key])[0])
+
+
+# Three crops, other decoders, content
+
+
+def test_three_crops_equal_the_plain_way(data, backbone, tmp_path):
+    "Each square is what one gets by resizing the short side and cutting by hand"
+    store = FeatureStore(tmp_path)
+    plain = run(data[1], backbone, store)
+    got = run(data[1], backbone, store, n_crops=3)
+    train = got.clips[got.clips.split == 'train']
+    assert set(train.crop) == {'centre'} and set(train.key) < set(plain.clips.key)
+    test = got.clips[got.clips.split != 'train']
+    assert len(test) == 3 * (len(plain.clips) - len(train)) and test.key.is_unique
+    assert not set(test.key) & set(plain.clips.key)
+    side = backbone.transform.crop
+    for row in test.sample(12, random_state=0).itertuples():
+        wide = dict(sweep(row.path, row.frames, backbone.transform))  # the frames are there
+        assert list(wide) == sorted(set(row.frames))
+        resize = video._Resizer(backbone.transform.tight)
+        with av.open(row.path) as container:
+            frames = [resize.resized(f, resize.transform) for f in container.decode(video=0)]
+        left = {'first': 0, 'middle': (side * 48 // 32 - side) // 2, 'last': side * 48 // 32 - side}
+        cut = [frames[f][:, left[row.crop] :][:, :side].transpose(2, 0, 1) for f in row.frames]
+        direct = backbone.encode(torch.from_numpy(np.stack(cut))[None])
+        np.testing.assert_allclose(store.cls([row.key]), direct.cls, atol=2e-2)
+        np.testing.assert_allclose(store.tokens([row.key]), direct.tokens, atol=2e-2)
+
+
+def test_three_crops_cost_one_decoding_and_one_resizing(
+    data, image_backbone, tmp_path, monkeypatch
+):
+    resized, resize = [], video._Resizer.resized
+
+    def count(self, frame, transform):
+        resized.append((frame.pts, transform))
+        return resize(self, frame, transform)
+
+    monkeypatch.setattr(video._Resizer, 'resized', count)
+    segments = data[1][(data[1].view == 'front') & (data[1].split == 'test')]
+    got = run(segments, image_backbone, FeatureStore(tmp_path), n_crops=3)
+    frames = {f for clip in got.clips.frames for f in clip}
+    assert len(resized) == len(set(resized)) == len(frames)
+    assert got.counts['frames'] == 3 * len(frames)
+
+
+def test_logits_of_clips_and_crops_are_averaged(data, image_backbone, tmp_path):
+    from fmhar.evaluation import Predictions
+
+    got = run(data[1], image_backbone, FeatureStore(tmp_path), n_crops=3, tokens=False)
+    clips = got.clips[got.clips.split == 'test'].reset_index(drop=True)
+    dataset = FeatureDataset(FeatureStore(tmp_path), clips)
+    assert len(dataset) == 9 * 3 * 3 and dataset.segments.bincount().tolist() == [9] * 9
+    logits = np.random.default_rng(0).normal(size=(1, len(clips), 2)).astype(np.float32)
+    table = clips.assign(segment=dataset.segments.numpy())
+    means = Predictions(table, logits, ['p'], clips.attrs['classes']).mean_clips()
+    assert means.logits.shape == (1, 9, 2)
+    np.testing.assert_allclose(means.logits[0], logits[0].reshape(9, 9, 2).mean(1), rtol=1e-5)
+
+
+def test_keys_of_plain_clips_are_as_they_always_were(data, image_backbone):
+    "Stores that people have must stay valid"
+    clips = pd.DataFrame(dict(path=[data[1].path[0]], frames=[(0, 3, 5, 9)]))
+    encoder = fingerprint(image_backbone.identity, 20)
+    file = Path(clips.path[0]).resolve()
+    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)]
+    known = fingerprint([fingerprint([str(file), state], 20), (0, 3, 5, 9), encoder], 20)
+    keys = [known] + [clip_keys(clips.assign(crop=c), image_backbone)[0] for c in clips_.CROPS]
+    keys.append(clip_keys(clips, image_backbone, decoder='torchcodec')[0])
+    assert clip_keys(clips, image_backbone) == [known]
+    assert clip_keys(clips.assign(crop='centre'), image_backbone) == [known]
+    assert len(set(keys)) == 5
+
+
+def test_another_decoder_fills_other_keys(data, image_backbone, tmp_path, monkeypatch):
+    asked = []
+
+    def other(path, wanted):
+        asked.append(path)
+        return video.DECODERS['pyav'](path, wanted)
+
+    monkeypatch.setitem(video.DECODERS, 'other', other)
+    store = FeatureStore(tmp_path)
+    ours = run(data[1], image_backbone, store)
+    ahead = plan(data[1], image_backbone, store, tokens=True, decoder='other')
+    theirs = run(data[1], image_backbone, store, decoder='other')
+    assert ahead.stored == theirs.counts['stored'] == 0 and set(asked) == set(data[1].path)
+    assert bits(store, ours.clips) == bits(store, theirs.clips)
+    with pytest.raises(InputError, match='Unknown decoder'):
+        run(data[1], image_backbone, store, decoder='decord')
+
+
+def test_content_knows_a_video_wherever_it_lies(data, image_backbone, tmp_path, monkeypatch):
+    read, hash_file = [], features.content_hash
+
+    def count(path):
+        read.append(Path(path).name)
+        return hash_file(path)
+
+    segments, store = data[1].copy(), FeatureStore(tmp_path / 'store')
+    first = run(segments, image_backbone, store, identity='content')
+    monkeypatch.setattr(features, 'content_hash', count)
+    again = run(segments, image_backbone, store, identity='content')
+    assert read == [] and list(again.clips.key) == list(first.clips.key)  # read once
+    for path in segments.path.unique():
+        shutil.copy(path, tmp_path / Path(path).name)
+    moved = segments.assign(path=[str(tmp_path / Path(p).name) for p in segments.path])
+    moved.attrs = segments.attrs
+    copy = run(moved, image_backbone, store, identity='content')
+    assert len(read) == 3 and copy.counts['stored'] == len(copy.clips)
+    assert run(moved, image_backbone, store).counts['stored'] == 0  # by their state: other videos
+    front, read[:] = tmp_path / 'front.mp4', []
+    write_video(front, 90, 99)  # another content at the same place
+    other = run(moved, image_backbone, store, identity='content')
+    assert 'front.mp4' in read and 0 < other.counts['stored'] < len(other.clips)
+    with pytest.raises(InputError, match='state, content'):
+        run(segments, image_backbone, store, identity='name')
+
+
+def test_content_of_a_folder(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f'{i:03d}.jpg').write_bytes(bytes([i]))
+    known = [features.content_identity(tmp_path / n, tmp_path / 'notes') for n in ('a', 'b')]
+    assert known[0] == known[1]
+    (tmp_path / 'b' / '001.jpg').write_bytes(b'other')
+    assert features.content_identity(tmp_path / 'b', tmp_path / 'notes') != known[0]
+
+
+def test_a_folder_of_other_things_is_no_store(tmp_path):
+    (tmp_path / 'run.json').write_text('{"settings": 1}')
+    with pytest.raises(InputError, match='no shard of a feature store'):
+        FeatureStore(tmp_path)
+    with pytest.raises(InputError, match='No such feature store'):
+        list_shards(tmp_path / 'nowhere')

@@ -12,7 +12,7 @@ from numbered import SIDE, WHOLE, number, picture, write_video
 
 from fmhar import video
 from fmhar.errors import InputError
-from fmhar.video import Transform, VideoError, sweep, video_info
+from fmhar.video import Transform, VideoError, sweep, sweep_crops, video_info
 
 N = 100
 RNG = np.random.default_rng(0)
@@ -133,6 +133,35 @@ def test_the_crop_always_fits(width, height, resize, data):
         assert t.cut(np.zeros((h, w, 3), np.uint8)).shape == (3, t.crop, t.crop)
 
 
+@given(st.integers(20, 400), st.integers(20, 400), st.integers(1, 20))
+def test_three_squares_cover_the_long_side(width, height, crop):
+    "First and last touch the ends, the middle is the centre, nothing of the short side is lost"
+    t = Transform(20, crop).tight
+    w, h = t.size(width, height)
+    rows, columns = np.mgrid[:h, :w]
+    squares = [t.cut(np.stack([rows, columns, rows], -1), c) for c in ('first', 'middle', 'last')]
+    assert all(s.shape == (3, crop, crop) for s in squares)
+    top, left = ([int(s[i].min()) for s in squares] for i in (0, 1))
+    assert {0} in (set(top), set(left))
+    assert (top[0], left[0]) == (0, 0) and (top[2], left[2]) == (h - crop, w - crop)
+    assert (top[1], left[1]) == ((h - crop) // 2, (w - crop) // 2)
+    np.testing.assert_array_equal(squares[1], t.cut(np.stack([rows, columns, rows], -1)))
+
+
+@pytest.mark.parametrize('rotation', [0, 90])
+def test_three_squares_of_a_frame(tmp_path, rotation):
+    path = write_video(tmp_path / 'a.mp4', 30, rotation=rotation)
+    wanted = [(7, c) for c in ('last', 'centre', 'first', 'middle')] + [(20, 'centre')]
+    got = dict(sweep_crops(path, wanted, Transform(SIDE, 32)))
+    assert list(got) == sorted(wanted)
+    plain = dict(sweep(path, [7, 20], Transform(SIDE, 32)))
+    assert np.array_equal(got[7, 'centre'], plain[7]) and np.array_equal(
+        got[20, 'centre'], plain[20]
+    )
+    tight = dict(sweep(path, [7], Transform(32, 32)))[7]
+    assert all(np.array_equal(got[7, c], tight) for c in ('first', 'middle', 'last'))  # a square
+
+
 @pytest.mark.parametrize('crop', [0, 225])
 def test_impossible_crop(crop):
     with pytest.raises(InputError, match='0 < crop <= resize'):
@@ -191,6 +220,20 @@ def test_damage_half_way(tmp_path):
     got, error = failing(tmp_path / 'a.mp4', range(N))
     assert 20 < len(got) < 80 and error.position == len(got)
     assert 'cannot be decoded' in str(error)
+
+
+def test_frame_times_are_kept_while_the_file_is_the_same(tmp_path, monkeypatch):
+    calls, read = [], video.frame_times
+    monkeypatch.setattr(video, 'frame_times', lambda *a: calls.append(1) or read(*a))
+    path = write_video(tmp_path / 'a.mp4', 40)
+    for _ in range(3):
+        assert [number(f) for _, f in sweep(path, [5, 39], WHOLE)] == [5, 39]
+    assert len(calls) == 1
+    write_video(path, 20)
+    assert [number(f) for _, f in sweep(path, [5, 19], WHOLE)] == [5, 19] and len(calls) == 2
+    for i in range(video.KEPT + 3):
+        next(sweep(write_video(tmp_path / f'{i}.mp4', 2), [1], WHOLE))
+    assert len(video._TIMES) <= video.KEPT
 
 
 @pytest.mark.parametrize('position', [N, 2 * N, -1])
