@@ -1,6 +1,7 @@
 "Metrics agree with scikit-learn and torchmetrics, and do what is stated where those leave it open"
 
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 from torchmetrics.functional import classification as tm
 
 from fmhar import metrics
+from fmhar.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +155,32 @@ def test_proper_scores_agree_with_scikit_learn(problem, scale):
     assert metrics.brier(y, logits) == pytest.approx(theirs)
 
 
+@settings(deadline=None, max_examples=30)
+@given(problems(), st.floats(0.1, 5))
+def test_scores_agree_with_torch_and_torchmetrics(problem, scale):
+    y, scores, n_classes = problem
+    t_y, t_logits = torch.from_numpy(y), torch.from_numpy(scale * scores)
+    ours = metrics.negative_log_likelihood(y, scale * scores)
+    assert ours == pytest.approx(float(torch.nn.functional.cross_entropy(t_logits, t_y)))
+    p = torch.from_numpy(softmax(scale * scores, 1))
+    theirs = tm.multiclass_calibration_error(p, t_y, n_classes, n_bins=1)  # its bins: equal widths
+    assert metrics.calibration_error(y, scale * scores, 1) == pytest.approx(float(theirs), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 10_000))
+def test_equal_mass_bins_are_scikit_learns_quantile_bins(n_bins, per_bin, seed):
+    rng = np.random.default_rng(seed)
+    n = n_bins * per_bin
+    y, logits = rng.integers(0, 4, n), 2 * rng.normal(size=(n, 4))
+    right, sure = logits.argmax(1) == y, softmax(logits, 1).max(1)
+    if n > 1:
+        true, said = calibration_curve(right, sure, n_bins=n_bins, strategy='quantile')
+        assert metrics.calibration_error(y, logits, n_bins) == pytest.approx(
+            np.abs(true - said).mean()
+        )
+
+
 def test_with_one_bin_the_calibration_error_is_the_gap_of_the_means():
     rng = np.random.default_rng(0)
     y, logits = rng.integers(0, 4, 50), rng.normal(size=(50, 4))
@@ -191,3 +220,55 @@ def test_the_fitted_temperature_is_the_one_that_was_put_on(temperature):
     for other in (0.9, 1.1):
         assert metrics.negative_log_likelihood(y, logits / (fitted * other)) > best
     assert metrics.calibration_error(y, logits / fitted) < 0.02
+
+
+# -- common and rare classes ---------------------------------------------------------------------
+@st.composite
+def counted(draw):
+    "(labels, splits, classes): some classes never occur, and counts tie often"
+    classes = list('hgfedcba')[: draw(st.integers(1, 8))]
+    pairs = st.tuples(st.sampled_from(classes), st.sampled_from(['train', 'val', 'test']))
+    rows = draw(st.lists(pairs, min_size=1, max_size=40))
+    return [r[0] for r in rows], [r[1] for r in rows], classes
+
+
+@settings(deadline=None)
+@given(counted(), st.sampled_from(['train', 'test', 'all']))
+def test_halves_are_the_classes_sorted_by_count(data, basis):
+    labels, splits, classes = data
+    if basis not in ('all', *splits):
+        with pytest.raises(InputError, match='basis'):
+            metrics.halves(labels, splits, classes, basis=basis)
+        return
+    n = Counter(c for c, s in zip(labels, splits) if basis in ('all', s))
+    by_hand = sorted(classes, key=lambda c: (-n[c], classes.index(c)))
+    found = metrics.halves(labels, splits, classes, basis=basis)
+    assert found['class'].tolist() == by_hand
+    assert found.n.tolist() == [n[c] for c in by_hand]
+    assert found.half.tolist() == ['common'] * -(-len(classes) // 2) + ['rare'] * (
+        len(classes) // 2
+    )
+
+
+def test_halves_refuse_a_label_that_is_no_class():
+    with pytest.raises(InputError, match='eating'):
+        metrics.halves(['eating'], ['train'], ['drinking'])
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.data())
+def test_scores_of_a_half_are_those_of_its_clips(problem, data):
+    "Restricted to some classes' clips: scikit-learn's macro recall over them, its accuracy"
+    y, scores, n_classes = problem
+    kept = data.draw(st.lists(st.integers(0, n_classes - 1), unique=True, min_size=1))
+    mine = np.isin(y, kept)
+    pred = scores.argmax(1)
+    ours = metrics.balanced_accuracy(y[mine], pred[mine], n_classes)
+    present = sorted(set(y) & set(kept))
+    if not present:
+        assert np.isnan(ours) and np.isnan(metrics.top_k_accuracy(y[mine], scores[mine], 1))
+        return
+    theirs = sk.recall_score(y, pred, labels=present, average='macro')  # of all clips
+    assert ours == pytest.approx(theirs)
+    top1 = metrics.top_k_accuracy(y[mine], scores[mine], 1)
+    assert top1 == pytest.approx(sk.accuracy_score(y[mine], pred[mine]))

@@ -93,8 +93,11 @@ def test_equal_heads_are_called_different_as_often_as_the_level_says():
 
 def test_points_are_the_scores():
     p = people(np.random.default_rng(0), heads=('one', 'two'), views=('front', 'side', 'top'))
+    p.classes = list('abcdefgh')
+    rng = np.random.default_rng(0)
+    p.logits = rng.integers(0, 4, (2, len(p.table), 8)).astype(np.float32)  # ties are many
     rows = score(p, trained_view='front').set_index(['probe', 'view'])
-    for metric in ('balanced_accuracy', 'top1'):
+    for metric in ('balanced_accuracy', 'top1', 'top5'):
         boot = bootstrap(p, trained_view='front', metric=metric, n_resamples=10)
         assert boot.views == ['front', 'side', 'top', 'novel']
         for row in intervals(boot).itertuples():
