@@ -17,19 +17,24 @@ from .video import VideoError, VideoInfo, video_info
 
 # %% ../nbs/04_check.ipynb #7c2ab200
 def _files(segments, files) -> Iterator[dict]:
-    "Missing and unreadable files, frames past the end"
+    "Missing, unreadable and cut files, frames past the end"
     for path, rows in segments.groupby('path', sort=False):
         info, where = files[path], dict(path=path, view=rows.view.iloc[0])
+        lost = 0 if isinstance(info, VideoError) else int((rows.end > info.n_frames).sum())
         if isinstance(info, VideoError):
             kind = 'missing file' if 'not found' in info.what else 'unreadable file'
             yield dict(kind=kind, found=info.found or info.what, lost=len(rows), **where)
-        elif len(late := rows[rows.end > info.n_frames]):
+        elif info.missing:
+            found = f'{info.n_frames} frames, the end is cut off'
+            expected = f'{info.n_frames + info.missing}, as its index says'
+            yield dict(kind='cut file', found=found, expected=expected, lost=lost, **where)
+        elif lost:
             times = f' ({rows.end.max() / info.n_frames:.1f} times as many)'
             yield dict(
                 kind='frames past the end',
                 found=f'segments up to frame {rows.end.max()}{times}',
                 expected=f'at most {info.n_frames}, the frames of the file',
-                lost=len(late),
+                lost=lost,
                 **where,
             )
 

@@ -91,6 +91,7 @@ class FrameTimes:
     n_frames: int
     shown: np.ndarray | None  # int64 (n_frames,), sorted; None where the packets do not tell
     keys: np.ndarray  # int64, those of the frames that can be decoded without others
+    missing: int = 0  # further packets that the file's index promises
 
 
 def frame_times(
@@ -100,8 +101,9 @@ def frame_times(
     "Read the times of all packets, from where the container stands"
     # AVI numbers packets as they are stored; with B-frames that is not as they are shown
     told = not (container.format.name == 'avi' and stream.codec_context.has_b_frames)
-    times, keys = array('q'), array('q')  # two hours hold 200,000 of them
+    times, keys, n = array('q'), array('q'), 0  # two hours hold 200,000 of them
     for packet in read_packets(container, stream):
+        n += 1
         told = told and packet.pts is not None
         if not packet.is_discard:
             times.append(packet.pts if told else 0)
@@ -109,7 +111,9 @@ def frame_times(
             keys.append(packet.pts)
     shown = np.sort(times)
     told = told and len(keys) and np.all(np.diff(shown) > 0)
-    return FrameTimes(len(shown), shown if told else None, np.sort(keys))
+    index = stream.index_entries  # of MP4 all packets, of MKV the key frames
+    missing = sum(entry.size > 0 for entry in index) - n if len(index) > n else 0
+    return FrameTimes(len(shown), shown if told else None, np.sort(keys), missing)
 
 # %% ../nbs/00_headers.ipynb #5d5e86fc
 IMAGES = '.jpg', '.jpeg', '.png', '.bmp', '.webp'

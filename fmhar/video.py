@@ -178,6 +178,7 @@ class VideoInfo:
     width: int  # pixels, as shown
     height: int
     codec: str
+    missing: int = 0  # frames more that the file's index promises: its end was cut off
 
 
 def video_info(
@@ -189,13 +190,13 @@ def video_info(
         return replace(video_info(files[0]), n_frames=len(files), fps=float('nan'))
     container, stream = open_video(path)
     with container:
-        n_frames = frame_times(container, stream).n_frames
+        times = frame_times(container, stream)
         fps, codec = float(stream.average_rate or 'nan'), stream.codec_context.name
     first = next(_in_order(path), None)
     if first is None:
-        raise video_error('No frame can be decoded', path, 0, found=f'{n_frames} in {codec}')
+        raise video_error('No frame can be decoded', path, 0, found=f'{times.n_frames} in {codec}')
     width, height = (first.width, first.height)[:: -1 if round(first.rotation / 90) % 2 else 1]
-    return VideoInfo(n_frames, fps, width, height, codec)
+    return VideoInfo(times.n_frames, fps, width, height, codec, times.missing)
 
 # %% ../nbs/03_video.ipynb #407d2829
 def sweep(

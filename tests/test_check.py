@@ -44,6 +44,19 @@ def cut(df):
     write_video(Path(df.path[0]), 45)
 
 
+def cut_off(df):
+    "An MP4 with its index in front, of which the last packets did not arrive"
+    path = Path(df.path[0])
+    data = write_video(path, 60, to={'movflags': 'faststart'}).read_bytes()
+    path.write_bytes(data[: len(data) * 8 // 10])
+
+
+def cut_off_after_the_segments(df):
+    path = Path(df.path[0])
+    data = write_video(path, 62, to={'movflags': 'faststart'}, g=1, bf=0).read_bytes()
+    path.write_bytes(data[:-10])
+
+
 def other_numbers(df):
     df.loc[of_side(df), ['start', 'end']] *= 2
 
@@ -80,6 +93,8 @@ FAULTS = {  # fault -> findings (kind, segments lost)
     missing: [('missing file', 2)],
     unreadable: [('unreadable file', 2)],
     cut: [('frames past the end', 1)],
+    cut_off: [('cut file', 1)],
+    cut_off_after_the_segments: [('cut file', 0)],
     other_numbers: [('frames past the end', 1), ('frame numbers of another rate', 0)],
     longer: [('unequal lengths', 0)],
     other_label: [('label that is no class', 1)],
@@ -95,7 +110,7 @@ FAULTS = {  # fault -> findings (kind, segments lost)
 def test_each_fault_is_named(sound, fault):
     spoiled = fault(sound)  # most change the table or the files in place
     findings = check(sound if spoiled is None else spoiled, progress=False)
-    if fault is cut:  # a file that ends early is shorter than its twin, too
+    if fault in (cut, cut_off):  # a file that ends early is shorter than its twin, too
         findings = findings[findings.kind != 'unequal lengths']
     assert list(zip(findings.kind, findings.lost)) == FAULTS[fault]
     assert summary(findings).lost.sum() == sum(n for _, n in FAULTS[fault])
