@@ -6,18 +6,22 @@
 __all__ = ['Recipe', 'epoch_clips', 'lr_factor', 'make_optimizer', 'History', 'Run', 'start', 'state_on_cpu', 'step',
            'cross_entropy', 'targets', 'class_weight', 'partners', 'mix', 'read_part', 'validate', 'balanced_accuracy',
            'on_device', 'end_epoch', 'keep_best', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'identity',
-           'train_epoch', 'fit', 'keep']
+           'draw', 'live', 'in_notebook', 'train_epoch', 'fit', 'keep']
 
 # %% ../nbs/08_trainer.ipynb #8dacbf57
 import math
+import os
+import sys
 import time
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .backbones import PRECISIONS, Features, pick_device, pick_precision
@@ -390,6 +394,44 @@ def identity(run: Run) -> str:
     data = [[d.labels, d.segments] for d in (run.train, run.val) if d is not None]
     return fingerprint([run.recipe, run.bank.specs, shapes, data])
 
+# %% ../nbs/08_trainer.ipynb #cd2a7727
+def draw(history: History) -> Figure:
+    "Loss and validation of every probe by epoch"
+    fig = Figure(figsize=(7, 2.2), layout='constrained')
+    table = history.table.pivot(index='epoch', columns='probe')
+    scores = table.balanced_accuracy.dropna(how='all')
+    validated = len(scores) > 0
+    best = scores.iloc[-1].idxmax() if validated else table.loss.iloc[-1].idxmin()
+    shown = [(table.loss, 'training', 'loss (nats)'), (scores, 'validation', 'balanced accuracy')]
+    axes = fig.subplots(1, 1 + validated, squeeze=False)[0]
+    for ax, (curves, title, label) in zip(axes, shown):
+        ax.plot(curves.index, curves, color='0.75', lw=0.8)
+        ax.plot(curves.index, curves[best], color='C0', marker='.', label=best)
+        ax.set(xlabel='epoch', ylabel=label, title=title)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=False)
+    return fig
+
+
+def live(history: History, handle=None):
+    "Show or renew the curves; give back what the next call renews"
+    from IPython.display import Image, display
+
+    with BytesIO() as file:
+        draw(history).savefig(file, format='png', dpi=90)
+        picture = Image(file.getvalue())
+    if handle is None:
+        return display(picture, display_id=True)
+    handle.update(picture)
+    return handle
+
+
+def in_notebook() -> bool:
+    "Can a picture be shown, and are progress bars wanted?"
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, 'kernel') and not os.environ.get('TQDM_DISABLE')
+
 # %% ../nbs/08_trainer.ipynb #39c07e06
 def train_epoch(
     run: Run,
@@ -425,13 +467,13 @@ def fit(
     recipe: Recipe = Recipe(),  # noqa: B008 (it is frozen)
     checkpoint: str | Path | None = None,  # file; if it is there, training continues from it
     device: str = 'auto',
-    progress: bool = True,  # progress bar with clips per second
+    progress: bool = True,  # progress bar with clips per second; in a notebook curves as well
 ) -> History:
     "Train all probes of a bank, one read of each batch for all of them"
     run = start(bank, train, val, recipe, device)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
-    n, show = len(np.unique(train.segments)), progress and run.me.first
+    n, show, picture = len(np.unique(train.segments)), progress and run.me.first, None
     count = dict(total=recipe.epochs * n, initial=run.epoch * n)
     with tqdm(**count, unit='clip', desc='train', disable=not show) as bar:
         while run.epoch < recipe.epochs and run.going.any():
@@ -440,6 +482,8 @@ def fit(
             end_epoch(run, loss)
             run.history.seconds += time.perf_counter() - began
             bar.set_postfix(loss=f'{loss.nanmean():.3f}')
+            if show and run.history.rows and in_notebook():
+                picture = live(run.history, picture)
             if checkpoint is not None:
                 run.me.once(save_checkpoint, run, checkpoint)
     keep(run)

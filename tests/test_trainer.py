@@ -23,10 +23,12 @@ from fmhar.fusion import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
 from fmhar.processes import Processes
 from fmhar.trainer import (
+    History,
     Recipe,
     balanced_accuracy,
     class_weight,
     cross_entropy,
+    draw,
     epoch_clips,
     fit,
     lr_factor,
@@ -474,6 +476,57 @@ class Evil:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+# --- curves in a notebook
+
+CELL = """
+import os, sys
+sys.path[:0] = {path!r}
+from test_trainer import *
+os.environ['TQDM_DISABLE'] = '{disable}'
+fit(bank([ProbeSpec('lstm')]), dataset(), {val}, recipe=Recipe(epochs=3), device='cpu', {more})
+None
+"""
+
+
+def test_curves_are_drawn_anew_each_epoch_in_a_notebook(tmp_path):
+    "As JupyterLab runs it; not where progress is not wanted, and one picture is left of all"
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    root = os.path.dirname(fmhar.__file__) + '/..'
+    path = [os.path.dirname(__file__), root]
+    wanted = [
+        ('', 'dataset()', ''),
+        ('', 'None', ''),
+        ('1', 'None', ''),
+        ('', 'None', 'progress=False'),
+    ]
+    cells = [CELL.format(path=path, disable=d, val=v, more=m) for d, v, m in wanted]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    counts = [{} for _ in cells]
+
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message, cell, i):
+            if 'image/png' in message['content'].get('data', ()):
+                counts[i][message['msg_type']] = counts[i].get(message['msg_type'], 0) + 1
+            return super().process_message(message, cell, i)
+
+    Client(book, timeout=120, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    drawn = dict(display_data=1, update_display_data=2)
+    assert counts == [drawn, drawn, {}, {}]
+    left = [[o for o in c.outputs if 'image/png' in o.get('data', ())] for c in book.cells]
+    assert list(map(len, left)) == [1, 1, 0, 0]
+
+
+def test_curves_name_the_best_of_the_last_validation():
+    rows = [(1, 'a', 1.0, 0.9), (1, 'b', 2.0, 0.1), (2, 'a', 0.5, 0.4), (2, 'b', 1.0, 0.6)]
+    rows += [(3, 'a', 0.4, np.nan), (3, 'b', 0.9, np.nan)]  # not validated
+    history = History([dict(zip(History.columns, r)) for r in rows])
+    fig = draw(history)
+    assert [ax.get_legend().get_texts()[0].get_text() for ax in fig.axes] == ['b', 'b']
+    for row in history.rows:
+        row['balanced_accuracy'] = np.nan
+    assert [ax.get_legend().get_texts()[0].get_text() for ax in draw(history).axes] == ['a']
 
 
 # --- several processes
