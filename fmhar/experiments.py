@@ -37,6 +37,7 @@ from .files import fingerprint, read_json, whole_file, write_json
 from .formats import load_assembly101, load_ntu, load_videofolder
 from .fusion import FUSIONS, TABLE_3
 from .probe import ProbeBank, ProbeSpec
+from .processes import launched, processes
 from .streaming import Streamed, stream
 from .trainer import History, Recipe, fit
 
@@ -154,7 +155,8 @@ class Clock:
     def put(self, stage: str, **said):
         "Set what a stage took in all its attempts"
         self.stages[stage] = said
-        write_json(self.path, self.stages)
+        if launched().first:
+            write_json(self.path, self.stages)
 
     def records(self) -> list[dict]:  # one = one stage; None where nothing is counted
         "Seconds, their share in percent, items, and items a second"
@@ -215,8 +217,9 @@ def run(
     bank, history = stage.train(got)
     predictions, failed = stage.predict(got, segments, bank)
     rows = scored_rows(exp, predictions, stage.backbone, got.clips)
-    with whole_file(stage.folder / 'rows.csv') as tmp:
-        rows.to_csv(tmp, index=False)
+    if stage.us.first:
+        with whole_file(stage.folder / 'rows.csv') as tmp:
+            rows.to_csv(tmp, index=False)
     return stage.result(rows, predictions, history, bank, got, failed)
 
 # %% ../nbs/14_experiments.ipynb #5e5ed2d7
@@ -226,7 +229,7 @@ class Stage:
     def __init__(
         self, exp: Experiment, out: Path, device: str, progress: bool, workers: int | None
     ):
-        self.exp, self.device, self.progress = exp, device, progress
+        self.exp, self.device, self.progress, self.us = exp, device, progress, processes()
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self.clock, self.store = Clock(out / 'stages.json'), FeatureStore(out / 'features')
         self.tokens = any(FUSIONS[f].tokens == 'all' for f in exp.fusions)
@@ -285,8 +288,9 @@ def predict_test(
     "Logits of the test views, computed once and then loaded"
     path, exp = self.folder / 'predictions.parquet', self.exp
     how = dict(device=self.device, precision=exp.recipe.precision, progress=self.progress)
-    self.origin.append(f'predictions {"loaded" if path.exists() else "computed now"}')
-    if not path.exists():
+    there = self.us.once(path.exists)
+    self.origin.append(f'predictions {"loaded" if there else "computed now"}')
+    if not there:
         stage = ('test views', 'frames') if self.streams else ('predict', 'clips')
         with self.clock(*stage) as seen:
             if self.streams:
@@ -295,14 +299,14 @@ def predict_test(
                 how |= self.read | more | dict(workers=self.workers)
                 parts = self.folder / 'parts'
                 streamed = stream(test, self.backbone, bank, self.store, parts, **how)
-                leave_streamed(streamed, self.folder)
+                self.us.once(leave_streamed, streamed, self.folder)
                 predictions, seen['items'] = streamed.predictions, streamed.frames
             else:
                 clips = got.clips[got.clips.split == 'test']
                 test = FeatureDataset(self.store, clips, tokens=self.tokens)
                 predictions, seen['items'] = predict(bank, test, **how), len(clips)
-            predictions.save(path)
-            shutil.rmtree(self.folder / 'parts', ignore_errors=True)
+            self.us.once(predictions.save, path)
+            self.us.once(shutil.rmtree, self.folder / 'parts', True)
     failed = self.folder / 'failed.csv'
     return Predictions.load(path), pd.read_csv(failed) if failed.exists() else got.failed.iloc[:0]
 

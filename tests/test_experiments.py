@@ -1,0 +1,85 @@
+"One experiment on one process or two: the same numbers; and what a second run does not do again"
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fmhar.evaluation import Predictions
+from fmhar.experiments import Experiment, embed, run
+from fmhar.synthetic import SyntheticConfig, write_synthetic
+from fmhar.trainer import Recipe
+
+QUIET = dict(workers=0, progress=False)
+
+
+@pytest.fixture(scope='module')
+def exp(tmp_path_factory):
+    root = tmp_path_factory.mktemp('set') / 'set'
+    write_synthetic(root, SyntheticConfig.tiny(), progress=False)
+    return Experiment(
+        root=str(root),
+        reader=(('views', ('inner_mirror', 'kinect_color')),),
+        weights='random',
+        size=28,
+        precision='fp32',
+        n_clips=2,
+        fusions=('max_pooling', 'cross_attention_all', 'lstm'),
+        recipe=Recipe(epochs=3),
+    )
+
+
+@pytest.fixture(scope='module')
+def one(exp, tmp_path_factory):
+    return run(exp, tmp_path_factory.mktemp('one'), **QUIET)
+
+
+def test_tokens_kept_or_streamed_give_the_same_scores(exp, one, tmp_path):
+    kept = run(replace(exp, keep_tokens=True), tmp_path, **QUIET)
+    assert list(one.predictions.table.key) == list(kept.predictions.table.key)
+    assert np.abs(one.predictions.logits - kept.predictions.logits).max() < 1e-2
+    a, b = embed(one, 'cross_attention_all'), embed(kept, 'cross_attention_all')
+    np.testing.assert_allclose(a, b, atol=1e-2)
+    assert embed(one, 'max_pooling').shape == b.shape
+
+
+def test_a_second_run_computes_nothing(exp, one):
+    again = run(exp, one.folder.parent.parent, **QUIET)
+    assert again.extraction.counts['frames'] == 0
+    assert 'predictions loaded' in again.origin and 'computed now' in one.origin
+    pd.testing.assert_frame_equal(again.rows, one.rows)
+
+
+def test_everything_is_shown_to_have_been_scored_once(one):
+    table = one.predictions.table
+    assert not table.duplicated(['segment', 'clip', 'view']).any()
+    assert len(table) == 2 * table.segment.nunique() and len(one.extraction.failed) == 0
+    rates = {r['stage']: r for r in one.clock.records()}
+    assert rates['test views']['unit'] == 'frames' and rates['test views']['rate'] > 0
+    assert rates['train the bank']['items'] == 3 * 18
+
+
+TWO = """
+import sys
+from fmhar.experiments import Experiment, run
+from fmhar.trainer import Recipe
+exp = eval(sys.argv[1])
+run(exp, sys.argv[2], workers=0, progress=False)
+"""
+
+
+def test_two_processes_leave_what_one_leaves(exp, one, tmp_path):
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    script = tmp_path / 'two.py'
+    script.write_text(TWO)
+    subprocess.run([*launcher, script, repr(exp), tmp_path / 'out'], check=True, timeout=300)
+    (file,) = (tmp_path / 'out' / 'runs').glob('*/predictions.parquet')
+    two = Predictions.load(file)
+    assert list(two.table.key) == list(one.predictions.table.key)
+    np.testing.assert_allclose(two.logits, one.predictions.logits, atol=2e-3)
+    columns = ['probe', 'view', 'balanced_accuracy', 'top1', 'top5']
+    rows = pd.read_csv(file.with_name('rows.csv'))[columns]
+    pd.testing.assert_frame_equal(rows, one.rows[columns], atol=0.06)
