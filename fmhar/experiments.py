@@ -29,9 +29,10 @@ import fmhar
 import fmhar.orderaware
 from .backbones import Backbone, load_backbone
 from .clips import make_clips
+from .closed_form import METHODS, closed_form
 from .datasets import load_drive_act, load_ikea_asm, load_table, symmetric_pairs
 from .errors import InputError, unknown
-from .evaluation import Predictions, predict, random_baseline, score
+from .evaluation import Predictions, join, predict, random_baseline, score
 from .features import Extraction, FeatureDataset, FeatureStore, clip_keys, extract
 from .files import fingerprint, read_json, whole_file, write_json
 from .formats import load_assembly101, load_ntu, load_videofolder
@@ -75,6 +76,9 @@ class Experiment:
     token_dtype: str = 'float16'  # of stored tokens; 'int8': half the bytes
     keep_tokens: bool = False  # store the test views' tokens too, 250 times their CLS vectors
     fusions: tuple = TABLE_3  # heads, keys of `FUSIONS`; the paper's thirteen
+    companions: tuple = tuple(
+        METHODS
+    )  # closed-form rows: ridge, logistic regression, k-NN on mean CLS
     recipe: Recipe = field(default_factory=Recipe)  # Sec. 3.5
     seed: int = 0  # of clips, initial weights and batches
 
@@ -111,13 +115,13 @@ def refold(
     "Test on the k-th of n groups of the resampling unit, validate on an eighth, train on the rest"
     column = segments.attrs['cluster']
     units = sorted(segments[column].unique())
-    if not 0 <= k < n <= len(units) - 1:
-        expected = f'0 <= k < n <= {len(units) - 1}, with {len(units)} of {column}'
-        raise InputError(
-            'No such fold', where=segments.attrs['dataset'], expected=expected, found=(k, n)
-        )
     test = units[k::n]
-    val = [u for u in units if u not in test][:: max(1, n)][: max(1, len(units) // 8)]
+    others = [u for u in units if u not in test]
+    val = others[:: max(1, n)][: max(1, len(units) // 8)]
+    if not 0 <= k < n or n < 2 or len(val) == len(others):
+        expected = f'0 <= k < n, and some of {len(units)} {column}s left to train and validate'
+        where = segments.attrs['dataset']
+        raise InputError('No such fold', where=where, expected=expected, found=(k, n))
     split = segments[column].map(dict.fromkeys(test, 'test') | dict.fromkeys(val, 'val'))
     return segments.assign(split=split.fillna('train'))
 
@@ -305,6 +309,11 @@ def predict_test(
                 clips = got.clips[got.clips.split == 'test']
                 test = FeatureDataset(self.store, clips, tokens=self.tokens)
                 predictions, seen['items'] = predict(bank, test, **how), len(clips)
+            if exp.companions:
+                train, val = self.data
+                test = FeatureDataset(self.store, predictions.table)
+                p = closed_form(train, val, test, methods=exp.companions)
+                predictions = join(predictions, p)
             self.us.once(predictions.save, path)
             self.us.once(shutil.rmtree, self.folder / 'parts', True)
     failed = self.folder / 'failed.csv'
