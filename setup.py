@@ -10,7 +10,9 @@ config = ConfigParser(delimiters=['='], interpolation=None)
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 extras = {
-    name: cfg[f'{name}_requirements'].split() for name in ('demo', 'lab', 'dev', 'torchcodec')
+    key.removesuffix('_requirements'): cfg[key].split()
+    for key in cfg
+    if key.endswith('_requirements')
 }
 
 setup(

@@ -55,12 +55,17 @@ class Study:
     ) -> Result:
         "Run or load one crossing, and say what was taken from where"
         exp = self.experiment(dataset, model)
+        self.prepare(progress=progress)
         with self.lock():
-            if self.scale != 'own':
-                demo.render(self.scale, self.out, progress=progress)
             result = run(exp, self.out, progress=progress)
         print(f'{dataset}, {model}: {result.origin}')
         return result
+
+    def prepare(self, *, progress: bool = True):
+        "Film what is missing of the embedded set"
+        if self.scale != 'own':
+            with self.lock():
+                demo.render(self.scale, self.out, progress=progress)
 
     def lock(self) -> FileLock:
         "Two notebooks that need the same results wait for each other"
@@ -86,9 +91,8 @@ def run_folds(
 ]:  # of every segment once; validation: probe -> mean over folds
     "Run or load one crossing fold by fold, and put the answers together"
     exp, folds, scores = replace(self.experiment(dataset, model), **changes), [], []
+    self.prepare(progress=progress)
     with self.lock():
-        if self.scale != 'own':
-            demo.render(self.scale, self.out, progress=progress)
         for k in range(n):
             result = run(replace(exp, fold=(k, n)), self.out, progress=progress)
             print(f'{dataset}, {model}, fold {k + 1} of {n}: {result.origin}')
