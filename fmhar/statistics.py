@@ -186,14 +186,16 @@ def differences(
     boot: Bootstrap,
     *,
     reference: str | None = None,  # compare all with this head; default: all pairs
+    pairs: list[tuple[str, str]] | None = None,  # compare these (a, b) only
     views: list[str] | None = None,  # the family's views; default: all
     level: float = 0.95,
 ) -> pd.DataFrame:  # a, b, view, difference (b - a), low, high, p, p_holm, n_clusters, warning
     "Paired differences between heads on identical segments, with Holm over all rows"
-    if reference is not None and reference not in boot.heads:
-        raise unknown('head', reference, boot.heads)
-    others = [h for h in boot.heads if h != reference]
-    pairs = [(reference, h) for h in others] if reference else list(combinations(boot.heads, 2))
+    asked = [reference] if reference else [h for pair in pairs or () for h in pair]
+    for head in set(asked) - set(boot.heads):
+        raise unknown('head', head, boot.heads)
+    others = [(reference, h) for h in boot.heads if h != reference]
+    pairs = others if reference else pairs or list(combinations(boot.heads, 2))
     rows = [
         dict(a=a, b=b, view=view) | difference(boot, a, b, boot.views.index(view), level)
         for view in views or boot.views

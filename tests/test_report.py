@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmhar import plots, report
-from fmhar.errors import InputError
 from fmhar.evaluation import Predictions, random_baseline, score
 from fmhar.report import MISPRINTS, PAPER
 
@@ -246,19 +245,6 @@ def test_markdown_has_a_cell_a_column():
     assert len({line.count('|') for line in lines}) == 1
     assert len(lines) == 2 + 14 + 4  # head, rows, groups
     assert all(sum('**' in x.split('|')[c] for x in lines[2:]) >= 1 for c in range(1, 14))
-
-
-def test_ours_beside_the_paper():
-    table = report.table3(rows_of(predictions()), trained_view=TRAINED)
-    for dataset, number in (('Drive&Act', 3), ('IKEA-ASM', 4)):
-        beside = report.beside_paper(table, dataset=dataset, model='CLIP')
-        beside = beside.set_index('Temporal Fusion')
-        printed = cell(number, 'TCN', 'top1', model='CLIP', view='cross')
-        ours = table.set_index('Temporal Fusion')['Cross View/Top-1 Acc.']['TCN']
-        assert beside['Cross Top-1 Acc./paper']['TCN'] == printed
-        assert beside['Cross Top-1 Acc./diff.']['TCN'] == pytest.approx(ours - printed)
-    with pytest.raises(InputError, match='IKEA-ASM, CLIP'):
-        report.beside_paper(table, dataset='IKEA', model='CLIP')
 
 
 def test_footnotes_say_what_is_missing():
