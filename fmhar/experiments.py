@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'Experiment', 'read_segments', 'refold', 'needed', 'Clock', 'Result', 'run', 'Stage', 'predict_test',
-           'leave_streamed', 'make_result', 'run_name', 'scored_rows', 'embed', 'code_version', 'versions']
+           'leave_streamed', 'make_result', 'run_name', 'scored_rows', 'run_splits', 'mean_over_splits', 'embed',
+           'code_version', 'versions']
 
 # %% ../nbs/14_experiments.ipynb #af569440
 import inspect
@@ -13,9 +14,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,10 +30,11 @@ import fmhar
 import fmhar.orderaware
 from .backbones import Backbone, load_backbone
 from .clips import make_clips
-from .closed_form import METHODS, closed_form
+from .closed_form import METHODS as COMPANIONS
+from .closed_form import closed_form
 from .datasets import load_drive_act, load_ikea_asm, load_table, symmetric_pairs
 from .errors import InputError, unknown
-from .evaluation import Predictions, join, predict, random_baseline, score
+from .evaluation import METRICS, Predictions, join, predict, random_baseline, score
 from .features import Extraction, FeatureDataset, FeatureStore, clip_keys, extract
 from .files import fingerprint, read_json, whole_file, write_json
 from .formats import load_assembly101, load_ntu, load_videofolder
@@ -77,7 +79,7 @@ class Experiment:
     keep_tokens: bool = False  # store the test views' tokens too, 250 times their CLS vectors
     fusions: tuple = TABLE_3  # heads, keys of `FUSIONS`; the paper's thirteen
     companions: tuple = tuple(
-        METHODS
+        COMPANIONS
     )  # closed-form rows: ridge, logistic regression, k-NN on mean CLS
     recipe: Recipe = field(default_factory=Recipe)  # Sec. 3.5
     seed: int = 0  # of clips, initial weights and batches
@@ -377,6 +379,34 @@ def scored_rows(
         seed=exp.seed, features=fingerprint(sorted(clips.key)), code=code_version(),
     )  # fmt: skip
     return rows.assign(**said)
+
+# %% ../nbs/14_experiments.ipynb #214ee8ab
+def run_splits(
+    exp: Experiment,
+    out: str | Path,
+    splits: Sequence[int] = (0, 1, 2),  # of the dataset's reader
+    **how,  # of `run`
+) -> tuple[dict[int, Result], pd.DataFrame]:  # by split; rows of the mean
+    "One run a split, and the unweighted mean over them"
+    others = tuple(pair for pair in exp.reader if pair[0] != 'split')
+    results = {k: run(replace(exp, reader=(*others, ('split', k))), out, **how) for k in splits}
+    return results, mean_over_splits([r.rows for r in results.values()])
+
+
+def mean_over_splits(
+    rows: Sequence[pd.DataFrame],  # of `scored_rows`, one a split
+) -> pd.DataFrame:  # one row = probe x part x view, metrics averaged, clips added up
+    "The unweighted mean of the metrics over official splits"
+    key = ['fusion', 'probe', 'split', 'view']
+    expected = set(map(tuple, rows[0][key].to_numpy()))
+    for other in rows[1:]:
+        if set(map(tuple, other[key].to_numpy())) != expected:
+            raise InputError('Splits with other heads or views have no mean')
+    every = pd.concat(rows)
+    of = {c: 'mean' for c in METRICS} | {c: 'first' for c in every if c not in (*key, *METRICS)}
+    of |= dict(n='sum', n_classes_present='min', features=' '.join)
+    mean = every.groupby(key, sort=False).agg(of).reset_index()
+    return mean[[c for c in rows[0]]].assign(n_splits=len(rows))
 
 # %% ../nbs/14_experiments.ipynb #cc5e0c6c
 @torch.inference_mode()
