@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'ORACLE', 'Predictions', 'mean_clips', 'join', 'save_predictions', 'load_predictions', 'predict',
-           'score', 'one_view', 'select', 'oracle_gap', 'random_baseline', 'calibration', 'Reordered', 'order_test']
+           'answering', 'score', 'one_view', 'select', 'oracle_gap', 'random_baseline', 'calibration', 'Reordered',
+           'order_test']
 
 # %% ../nbs/10_evaluation.ipynb #221e9135
 import json
@@ -36,7 +37,7 @@ from fmhar.metrics import (
 )
 from .probe import ProbeSpec
 from .processes import processes
-from .trainer import History, on_device
+from .trainer import History, class_indices, on_device
 
 # %% ../nbs/10_evaluation.ipynb #339225e9
 @dataclass
@@ -151,6 +152,7 @@ def predict(
     bank: torch.nn.Module,  # a `ProbeBank`: Features -> (P, B, C)
     dataset,  # a `FeatureDataset`, with tokens where the bank needs them
     *,
+    labels: str = 'label',  # of a bank with several label sets: those of this one answer
     batch_size: int = 64,  # clips
     device: str = 'auto',
     precision: str = 'fp32',  # 'bf16' halves the time of the token heads
@@ -159,6 +161,7 @@ def predict(
     "Logits of every probe for every clip of a dataset, each exactly once"
     device, me = pick_device(device), processes()
     dtype = PRECISIONS[pick_precision(precision, device)]
+    bank, table, classes = answering(bank, dataset, labels)
     bank.to(device).eval()
     starts = range(0, len(dataset), batch_size)
     batches = [np.arange(i, min(i + batch_size, len(dataset))) for i in starts]
@@ -173,10 +176,27 @@ def predict(
             bar.update(len(indices))
             return logits
 
-        none = np.empty((len(bank.specs), 0, len(dataset.classes)), np.float32)
+        none = np.empty((len(bank.specs), 0, len(classes)), np.float32)
         logits = np.concatenate([none, *me.map(answer, batches)], axis=1)
     names = [spec.name for spec in bank.specs]
-    return Predictions(dataset.table.reset_index(drop=True), logits, names, list(dataset.classes))
+    return Predictions(table.reset_index(drop=True), logits, names, list(classes))
+
+
+def answering(bank, dataset, labels):
+    "The probes that know one label set, and the clips with its labels"
+    names = [spec.name for spec in bank.specs if spec.labels == labels]
+    if not names:
+        raise unknown('label set', labels, {spec.labels for spec in bank.specs})
+    if len(names) < len(bank.specs):
+        bank = bank.keep(names)
+    if labels == 'label':
+        return bank, dataset.table, dataset.classes
+    class_indices(dataset.table, labels)  # all are known
+    return (
+        bank,
+        dataset.table.assign(label=dataset.table[labels]),
+        dataset.table.attrs['label_sets'][labels],
+    )
 
 # %% ../nbs/10_evaluation.ipynb #97ae321c
 METRICS = 'balanced_accuracy', 'top1', 'top5', 'within_pair'

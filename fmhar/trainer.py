@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'epoch_clips', 'lr_factor', 'make_optimizer', 'History', 'Run', 'start', 'state_on_cpu', 'step',
-           'cross_entropy', 'targets', 'class_weight', 'partners', 'mix', 'read_part', 'validate', 'balanced_accuracy',
-           'on_device', 'end_epoch', 'keep_best', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'identity',
-           'draw', 'live', 'in_notebook', 'train_epoch', 'fit', 'keep']
+           'cross_entropy', 'targets', 'class_weight', 'labels_of', 'class_indices', 'batch_targets', 'partners', 'mix',
+           'read_part', 'validate', 'balanced_accuracy', 'on_device', 'end_epoch', 'keep_best', 'save_checkpoint',
+           'read_checkpoint', 'load_checkpoint', 'identity', 'draw', 'live', 'in_notebook', 'train_epoch', 'fit',
+           'keep']
 
 # %% ../nbs/08_trainer.ipynb #8dacbf57
 import math
@@ -44,7 +45,8 @@ class Recipe:
     validate_every: int = 1  # epochs, and after the last one
     keep: str = 'last'  # or 'best': of each probe the weights with the best validation
     patience: int | None = None  # stop a probe after so many epochs without a better validation
-    balance: str | None = None  # 'loss': classes weigh the same; 'sampling': are drawn as often
+    balance: str | None = None  # 'loss': classes weigh the same; 'sampling': are drawn as often,
+    # those of the first probe's label set where there are several
     mixup: float = 0.0  # alpha of the Beta distribution that mixes the features of two clips
     seed: int = 0  # of the order of clips, and of mixup
 
@@ -129,6 +131,7 @@ class Run:
     me: Processes  # who trains it together with whom
     optimizer: torch.optim.AdamW
     going: torch.Tensor  # (P,) bool: not diverged, not out of patience
+    learns: torch.Tensor  # (P,) which of the bank's label sets
     history: History = field(default_factory=History)
     epoch: int = 0  # epochs done
     best: dict = field(default_factory=dict)  # probe -> {'score': ..., 'weights': ...}
@@ -151,7 +154,8 @@ def start(bank, train, val, recipe, device):
         raise InputError('fp16 has too small a range to train in', do="take 'bf16' or 'fp32'")
     bank.to(device)
     going = torch.ones(len(bank.probes), dtype=torch.bool, device=device)
-    run = Run(bank, train, val, recipe, device, me, make_optimizer(bank), going)
+    learns = torch.tensor([list(bank.label_sets).index(s.labels) for s in bank.specs])
+    run = Run(bank, train, val, recipe, device, me, make_optimizer(bank), going, learns)
     if len(set(me.gather((identity(run), fingerprint(state_on_cpu(bank)))))) > 1:
         raise InputError('The processes do not train the same bank, recipe or data set')
     return run
@@ -165,7 +169,7 @@ def state_on_cpu(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def step(
     run: Run,
     features: Features,  # of B clips
-    target: torch.Tensor,  # (B, C)
+    target: torch.Tensor,  # (B, S, C) for S label sets
     part: float = 1.0,  # of the batch that these clips are
 ) -> torch.Tensor:  # (P,) losses; nan for probes that were stopped before
     "One batch for all probes that are going"
@@ -175,7 +179,7 @@ def step(
     probes = [run.bank.probes[i] for i in active.tolist()]
     with run.autocast():
         logits = ProbeBank.of(probes)(features)  # (P, B, C)
-    own = cross_entropy(logits, target) * part
+    own = cross_entropy(logits, target[:, run.learns[active.cpu()]].transpose(0, 1)) * part
     loss = own.detach().clone()
     run.me.add_up([loss])
     run.going[active] = fine = loss.isfinite()
@@ -195,7 +199,7 @@ def step(
 
 def cross_entropy(
     logits: torch.Tensor,  # (P, B, C)
-    target: torch.Tensor,  # (B, C): shares of the classes, times the clip's weight
+    target: torch.Tensor,  # (B, C) or (P, B, C): shares of the classes, times the clip's weight
 ) -> torch.Tensor:  # (P,)
     "Cross-entropy of each probe, mean over the batch"
     return -(target * logits.log_softmax(-1)).sum(-1).mean(-1)
@@ -223,6 +227,41 @@ def class_weight(
         len(labels) / n_classes / count.clamp(min=1) if balance == 'loss' else torch.ones(n_classes)
     )
 
+# %% ../nbs/08_trainer.ipynb #4b684367
+def labels_of(
+    dataset,  # labels (n,); for another set `table`, with that column
+    labels: str,  # a column of the table
+) -> torch.Tensor:  # (n,) class indices
+    "What the clips are in one label set"
+    if labels == 'label':
+        return torch.as_tensor(dataset.labels)
+    return torch.as_tensor(class_indices(dataset.table, labels))
+
+
+def class_indices(table: pd.DataFrame, labels: str) -> np.ndarray:  # (n,)
+    "A column as indices into its classes"
+    sets = table.attrs.get('label_sets', {})
+    if labels not in sets or labels not in table:
+        do = "add the column to the segments, and its classes to attrs['label_sets']"
+        raise unknown('label set', labels, ['label', *sets], do=do)
+    index = pd.Index(sets[labels]).get_indexer(table[labels])
+    if (index < 0).any():
+        found = table[labels].iloc[index.argmin()]
+        raise InputError('A label that is not among the classes', where=labels, found=found)
+    return index
+
+
+def batch_targets(
+    run: Run,
+    labels: torch.Tensor,  # (S, n) of all clips
+    weights: list[torch.Tensor],  # (C_s,) of the classes of each set
+    clips: np.ndarray,  # (B,) positions
+) -> torch.Tensor:  # (B, S, C)
+    "Targets of a batch in every label set"
+    smoothing, widest = run.recipe.label_smoothing, run.bank.n_classes
+    each = [targets(y[clips], weight, smoothing) for y, weight in zip(labels, weights)]
+    return torch.stack([F.pad(t, (0, widest - t.shape[1])) for t in each], 1)
+
 # %% ../nbs/08_trainer.ipynb #17c6b20c
 def partners(
     n: int,  # clips of a batch
@@ -246,7 +285,7 @@ def mix(
 def read_part(
     run: Run,
     clips: np.ndarray,  # (B,) positions
-    target: torch.Tensor,  # (B, C)
+    target: torch.Tensor,  # (B, S, C)
     now: int,  # the step, for mixup
 ) -> tuple[Features, torch.Tensor]:
     "This process's part of a batch, on its device"
@@ -270,18 +309,20 @@ def validate(
 ) -> torch.Tensor:  # (P,)
     "Balanced accuracy of every probe on the validation data"
     run.bank.eval()
-    segments, labels = torch.as_tensor(run.val.segments), torch.as_tensor(run.val.labels)
+    segments = torch.as_tensor(run.val.segments)
 
     def answer(clips):
         with run.autocast():
             return run.bank(on_device(run.val.batch(clips.numpy()), run.device)).cpu()
 
-    logits = torch.cat(run.me.map(answer, torch.arange(len(labels)).split(batch_size)), 1)
-    n_segments = int(segments.max()) + 1
-    sums = logits.new_zeros(len(logits), n_segments, logits.shape[2])  # (P, segments, C)
-    sums.index_add_(1, segments, logits)
-    truth = torch.full((n_segments,), -1).scatter_(0, segments, labels)
-    return balanced_accuracy(sums.argmax(2), truth)
+    logits = torch.cat(run.me.map(answer, torch.arange(len(segments)).split(batch_size)), 1)
+    sums = logits.new_zeros(len(logits), int(segments.max()) + 1, logits.shape[2])
+    predicted = sums.index_add_(1, segments, logits).argmax(2)  # (P, segments)
+    scores = torch.empty(len(logits))
+    for i, name in enumerate(run.bank.label_sets):
+        truth = torch.full((sums.shape[1],), -1).scatter_(0, segments, labels_of(run.val, name))
+        scores[run.learns == i] = balanced_accuracy(predicted[run.learns == i], truth)
+    return scores
 
 
 def balanced_accuracy(
@@ -391,7 +432,11 @@ def load_checkpoint(
 def identity(run: Run) -> str:
     "What a checkpoint must agree with"
     shapes = {k: list(v.shape) for k, v in run.bank.state_dict().items()}
-    data = [[d.labels, d.segments] for d in (run.train, run.val) if d is not None]
+    data = [
+        [[labels_of(d, name) for name in run.bank.label_sets], d.segments]
+        for d in (run.train, run.val)
+        if d is not None
+    ]
     return fingerprint([run.recipe, run.bank.specs, shapes, data])
 
 # %% ../nbs/08_trainer.ipynb #cd2a7727
@@ -439,11 +484,12 @@ def train_epoch(
 ) -> torch.Tensor:  # (P,) mean losses
     "One clip of every segment, in batches"
     recipe, size = run.recipe, run.recipe.batch_size
-    segments, labels = np.asarray(run.train.segments), torch.as_tensor(run.train.labels)
-    drawn = labels.numpy() if recipe.balance == 'sampling' else None
+    segments, sets = np.asarray(run.train.segments), run.bank.label_sets
+    labels = torch.stack([labels_of(run.train, name) for name in sets])  # (S, n)
+    drawn = labels[0].numpy() if recipe.balance == 'sampling' else None
     order = epoch_clips(segments, recipe.seed, run.epoch, drawn)
-    one_each = labels[np.unique(segments, return_index=True)[1]]
-    weight = class_weight(one_each, run.bank.n_classes, recipe.balance)
+    one_each = labels[:, np.unique(segments, return_index=True)[1]]
+    weights = [class_weight(y, n, recipe.balance) for y, n in zip(one_each, sets.values())]
     steps = math.ceil(len(order) / size)
     total = 0
     run.bank.train()
@@ -452,7 +498,7 @@ def train_epoch(
         factor = lr_factor(now, recipe.epochs * steps, recipe.warmup_epochs * steps)
         for group in run.optimizer.param_groups:
             group['lr'] = group['base_lr'] * factor
-        target = targets(labels[clips], weight, recipe.label_smoothing)
+        target = batch_targets(run, labels, weights, clips)
         features, target = read_part(run, clips, target, now)
         total = total + len(clips) * step(run, features, target, len(target) / len(clips))
         bar.update(len(clips))

@@ -26,7 +26,7 @@ from fmhar.evaluation import (
     select,
 )
 from fmhar.metrics import fit_temperature
-from fmhar.probe import ProbeSpec, sweep
+from fmhar.probe import ProbeBank, ProbeSpec, sweep
 from fmhar.trainer import History
 
 CLASSES = ['closing', 'opening', 'eating', 'writing', 'reading', 'sitting']
@@ -60,6 +60,7 @@ def predictions(n_probes=2, seed=0, **options):
 @dataclass
 class Spec:
     name: str
+    labels: str = 'label'
 
 
 @dataclass
@@ -157,6 +158,26 @@ def test_two_processes_answer_with_the_same_bits(tmp_path):
     order = order_test(bank, dataset(), batch_size=8, **OPTIONS)
     pd.testing.assert_frame_equal(pd.read_csv(file + '.csv'), order, check_exact=False)
     torch.set_num_threads(threads)
+
+
+def test_each_label_set_is_answered_for_by_its_own_probes():
+    data = dataset()
+    data.table['place'] = np.where(data.table['view'] == 'ceiling', 'above', 'beside')
+    data.table.attrs['label_sets'] = {'place': ['above', 'below', 'beside']}
+    specs = [ProbeSpec('lstm'), ProbeSpec('lstm', labels='place'), ProbeSpec('tcn', labels='place')]
+    bank = ProbeBank(specs, 4, dict(label=6, place=3))
+    one, other = predict(bank, data, **OPTIONS), predict(bank, data, labels='place', **OPTIONS)
+    assert (one.probes, one.logits.shape, one.classes) == (['lstm'], (1, 63, 6), CLASSES)
+    assert other.probes == ['lstm labels=place', 'tcn labels=place']
+    assert other.logits.shape == (2, 63, 3) and other.classes == ['above', 'below', 'beside']
+    assert (other.labels == np.where(data.table['view'] == 'ceiling', 0, 2)).all()
+    x = Features(data.features.float())
+    with torch.no_grad():
+        np.testing.assert_allclose(other.logits, bank(x)[1:, :, :3], atol=1e-5)
+    rows = score(other, trained_view=VIEWS[0])
+    assert set(rows.n_classes) == {3}
+    with pytest.raises(InputError, match="Unknown label set 'room'"):
+        predict(bank, data, labels='room', **OPTIONS)
 
 
 def test_nothing_to_predict():

@@ -73,6 +73,20 @@ def test_a_layer_is_read_as_if_the_features_held_no_other(name):
     assert bank.dim == 48
 
 
+def test_label_sets_do_not_change_each_others_logits():
+    x, sets = features(), dict(label=4, verb=2, noun=7)
+    bank = ProbeBank(sweep(labels=sets), 16, sets)
+    logits = bank(x)
+    assert logits.shape == (39, 5, 7) and bank.n_classes == 7 and bank.label_sets == sets
+    for probe, z in zip(bank.probes, logits):
+        n = sets[probe.spec.labels]
+        alone = Probe(replace(probe.spec, labels='label'), 16, n)
+        torch.testing.assert_close(alone(x), z[:, :n])
+        assert (z.log_softmax(-1).exp()[:, n:] == 0).all() and z.isfinite().all()
+    part = bank.keep([s.name for s in bank.specs if s.labels == 'verb'])
+    assert part.n_classes == 2 and torch.allclose(part(x), logits[1::3, :, :2])
+
+
 def test_layers_that_do_not_exist():
     with pytest.raises(InputError, match='no such layer'):
         ProbeSpec('lstm', layer=(2, 2))
@@ -135,8 +149,8 @@ def test_errors():
 
 def test_saved_and_loaded(tmp_path):
     specs = [*sweep(lr=[1e-4], seed=[3]), ProbeSpec('tcn', options={'dilations': (1, 2)})]
-    specs += sweep(['lstm'], layers=2)
-    bank, x = ProbeBank(specs, 16, 4), features()
+    specs += sweep(['lstm'], layers=2) + [ProbeSpec('lstm', labels='verb')]
+    bank, x = ProbeBank(specs, 16, dict(label=4, verb=2)), features()
     bank.save(tmp_path / 'bank', classes=list('abcd'), backbone='dinov2', store='1f2e')
     again, said = ProbeBank.load(tmp_path / 'bank')
     assert again.specs == specs and torch.equal(again(x), bank(x)) and not again.training

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from fmhar.trainer import (
 )
 
 DIM, N_CLASSES = 16, 3
+SETS = dict(label=N_CLASSES, side=2, day=5)  # classes of each label set
 QUICK = dict(device='cpu', progress=False)
 
 
@@ -52,6 +54,17 @@ class InMemory:
 
     def __len__(self):
         return len(self.labels)
+
+    @property
+    def table(self):
+        "Two more label sets: one with fewer classes than `labels`, one with more"
+        n = self.segments.numpy()
+        table = pd.DataFrame(dict(side=np.array(['left', 'right'])[n % 2]))
+        table['day'] = np.array(['mon', 'tue', 'wed', 'thu', 'fri'])[n % 5]
+        table.attrs['label_sets'] = dict(
+            side=['right', 'left'], day=['mon', 'tue', 'wed', 'thu', 'fri']
+        )
+        return table
 
     def batch(self, indices):
         time.sleep(self.pause)
@@ -69,7 +82,7 @@ def dataset(n=24, seed=0, scale=2.0, clips=2):
 
 
 def bank(specs=None):
-    return ProbeBank(sweep() if specs is None else specs, DIM, N_CLASSES)
+    return ProbeBank(sweep() if specs is None else specs, DIM, SETS)
 
 
 def same(a, b):
@@ -478,6 +491,58 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
+# --- label sets
+
+OTHER = {'side': ['right', 'left'], 'day': ['mon', 'tue', 'wed', 'thu', 'fri']}
+
+
+def relabelled(data, name):
+    "The same clips with another column as their labels"
+    labels = torch.tensor([OTHER[name].index(x) for x in data.table[name]])
+    return replace(data, labels=labels)
+
+
+@pytest.mark.parametrize(
+    'option', [dict(), dict(balance='loss', label_smoothing=0.1, mixup=0.4, grad_clip=0.5)]
+)
+def test_label_sets_in_one_pass_are_those_trained_alone(option):
+    train, val = dataset(36), dataset(60, seed=5, scale=0.6, clips=3)
+    recipe, kinds = Recipe(epochs=3, batch_size=4, **option), list(FUSIONS)
+    specs = sweep(kinds, labels=['label']) + sweep(kinds, labels=['side', 'day'])
+    together = ProbeBank([*specs, ProbeSpec('tcn', lr=1e35, labels='side')], DIM, SETS)
+    history = fit(together, train, val, recipe=recipe, **QUICK)
+    assert list(history.stopped) == ['tcn lr=1e+35 labels=side']
+    found = {p.spec.name: p for p in together.probes}
+    table = history.table.set_index(['probe', 'epoch'])
+    for name, n in SETS.items():
+        of = [replace(s, labels='label') for s in specs if s.labels == name]
+        alone = ProbeBank(of, DIM, n)
+        data = (train, val) if name == 'label' else (relabelled(d, name) for d in (train, val))
+        expected = fit(alone, *data, recipe=recipe, **QUICK).table.set_index(['probe', 'epoch'])
+        for probe in alone.probes:
+            key = replace(probe.spec, labels=name).name
+            for a, b in zip(probe.parameters(), found[key].parameters()):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            for column in 'loss', 'balanced_accuracy':
+                ours, theirs = (
+                    t.loc[k][column] for t, k in ((table, key), (expected, probe.spec.name))
+                )
+                assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_label_sets_that_are_not_there():
+    specs = sweep(['lstm'], labels=['label', 'side'])
+    with pytest.raises(InputError, match="Unknown label set 'side'"):
+        ProbeBank(specs, DIM, 3)
+    with pytest.raises(InputError, match="(?s)Unknown label set 'room'.*side"):
+        room = ProbeBank([ProbeSpec('lstm', labels='room')], DIM, dict(room=2))
+        fit(room, dataset(), **QUICK)
+    table = dataset().table
+    table.attrs['label_sets']['side'] = ['left']
+    with pytest.raises(InputError, match='not among the classes'):
+        fmhar.trainer.class_indices(table, 'side')
+
+
 # --- curves in a notebook
 
 CELL = """
@@ -577,6 +642,7 @@ def jobs():
     return {
         'all': (specs, train, val, every),
         'best': (sweep(['lstm', 'average_pooling'], lr=[0.3, 1e-4]), train, val, best),
+        'sets': (sweep(['tcn'], labels=SETS), train, val, replace(every, epochs=2)),
     }
 
 
