@@ -256,7 +256,7 @@ def results_table(run: Finished) -> Grid:
     of = dict(trained_view=run.trained_view)
     table = table3(run.rows, view_names=run.view_names, **of)
     failed = pd.DataFrame(run.record.get('failed', []))
-    ran = table['Temporal Fusion'].isin([printed(h) for h in run.rows.probe])
+    ran = table['Temporal Fusion'].isin([*run.rows.probe, *map(printed, run.rows.probe)])
     return grid(
         table[ran],
         'Table 3: accuracy in percent',
