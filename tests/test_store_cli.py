@@ -196,3 +196,20 @@ def test_python_m_fmhar(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=60)
     assert done.returncode == 1 and done.stderr.startswith('fmhar: No such feature store')
     assert 'Traceback' not in done.stderr
+
+
+def test_run_says_how_clips_are_read(monkeypatch):
+    from fmhar import experiments
+
+    asked = []
+
+    def take(exp, out, workers):
+        asked.append(exp)
+        raise InputError('enough')
+
+    monkeypatch.setattr(experiments, 'run', take)
+    words = '--n-clips 2 --n-train-clips 4 --crops 3 --decoder torchcodec --identity content'
+    assert fmhar('run', 'somewhere', *words.split()).exit_code == 1
+    (exp,) = asked
+    assert (exp.n_clips, exp.n_train_clips, exp.n_crops) == (2, 4, 3)
+    assert (exp.decoder, exp.identity) == ('torchcodec', 'content')
