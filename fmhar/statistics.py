@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'hits', 'cluster_counts', 'accuracy', 'Bootstrap', 'bootstrap', 'draw_seeds', 'standard_error', 'warning',
-           'intervals', 'quantile', 'holm', 'differences', 'difference', 'side_by_side']
+           'intervals', 'quantile', 'holm', 'differences', 'difference', 'side_by_side', 'beats_chance']
 
 # %% ../nbs/11_statistics.ipynb #5aa2b0da
 from dataclasses import dataclass
@@ -240,3 +240,33 @@ def side_by_side(
         logits.append(p.logits[:, index.get_indexer(rows)])
         probes += [f'{name}/{probe}' for probe in p.probes]
     return Predictions(first.table, np.concatenate(logits), probes, first.classes)
+
+# %% ../nbs/11_statistics.ipynb #db094110
+def beats_chance(
+    predictions: Predictions,
+    view: str,
+    *,
+    cluster: str | None = None,  # column; default: what the dataset's reader named
+    n_permutations: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:  # head, balanced_accuracy, shuffled (mean over the shuffles), p (one-sided)
+    "Permutation test of balanced accuracy within people"
+    s = predictions.mean_clips()
+    kept = (s.table['view'] == view).to_numpy()
+    if not kept.any():
+        raise unknown('view', view, s.table['view'].unique())
+    y, answers = s.labels[kept], s.logits[:, kept].argmax(2)
+    people = s.table[cluster or predictions.table.attrs['cluster']].to_numpy()[kept]
+    groups = [np.flatnonzero(people == k) for k in pd.unique(people)]
+    rng, values = np.random.default_rng(seed), []
+    present, place, n = np.unique(y, return_inverse=True, return_counts=True)
+    weight = 1 / (n * len(present))  # of one right answer; counts stay when labels change places
+    order = np.arange(len(y))
+    for _ in range(n_permutations + 1):  # the first is as it was
+        values.append(((answers == y[order]) * weight[place[order]]).sum(1))
+        for g in groups:
+            order[g] = rng.permutation(g)
+    values = np.array(values)
+    p = (values >= values[0] - 1e-12).mean(0)
+    shuffled = values[1:].mean(0)
+    return pd.DataFrame(dict(head=s.probes, balanced_accuracy=values[0], shuffled=shuffled, p=p))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Runs', 'SELF_ATTENTION', 'ROWS_6', 'ROWS_7', 'TYPES', 'BY_NAME', 'TITLES', 'ACC', 'HEADINGS', 'PRINTED_SO',
-           'NOT_THE_PAPERS', 'STYLE', 'LEGEND', 'COMPARED', 'Run', 'collect', 'about_data', 'of_network', 'measure',
-           'resampled', 'only', 'line', 'further_group', 'lines', 'Table', 'lay_out', 'measured_cells', 'printed_view',
-           'notes_on', 'about_intervals', 'table2', 'linear', 'table3', 'table4', 'of_caption', 'table5', 'table6',
-           'table7', 'to_html', 'head_html', 'cell_html', 'best_cells', 'flat', 'leave', 'compare']
+           'NOT_THE_PAPERS', 'STYLE', 'LEGEND', 'COMPARED', 'Run', 'collect', 'about_data', 'of_network',
+           'collect_networks', 'measure', 'resampled', 'only', 'line', 'further_group', 'lines', 'Table', 'lay_out',
+           'measured_cells', 'printed_view', 'notes_on', 'about_intervals', 'table2', 'linear', 'table3', 'table4',
+           'of_caption', 'table5', 'table6', 'table7', 'to_html', 'head_html', 'cell_html', 'best_cells', 'flat',
+           'leave', 'compare', 'in_words']
 
 # %% ../nbs/15_tables.ipynb #c86a9c78
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,12 @@ import pandas as pd
 from .closed_form import METHODS
 from .errors import InputError, unknown
 from .evaluation import Predictions, score
+from .experiments import needed, read_segments
 from .files import whole_file
+from .finetune import finetuned
 from .fusion import FUSIONS
 from .metrics import chance, halves
-from .plots import HEADS
+from .plots import HEADS, printed
 from fmhar.report import (
     ACCURACIES,
     CAPTIONS,
@@ -86,6 +89,23 @@ def of_network(predictions: Predictions, data: str = '') -> Run:
     how = f'{r["n_frames"]} frames of {r["crop"]} px, {r["epochs"]} epochs, {r["optimizer"]}'
     weights = f'{said["name"]}, first weights {said["weights"]}, {said["note"]}; {how}'
     return Run(predictions, weights, failed if len(failed) else None, data)
+
+
+def collect_networks(
+    study,  # a `study.Study`, of which something was run
+    networks: Mapping[str, dict],  # of `finetune.task_specific`
+    *,
+    progress: bool = False,
+) -> dict[tuple[str, str], Run]:
+    "Train or load the fine-tuned networks, and say what was taken from where"
+    exp, runs = study.experiment('Drive&Act', study.models[0]), {}
+    segments = needed(read_segments(exp))
+    how = dict(out=study.out, n_clips=exp.n_clips, progress=progress)
+    with study.lock():
+        for model, said in networks.items():
+            predictions = finetuned(segments=segments, **said, **how)
+            runs['Drive&Act', model] = of_network(predictions, about_data(study))
+    return runs
 
 # %% ../nbs/15_tables.ipynb #d7e5bed2
 def measure(
@@ -171,8 +191,8 @@ def lines(
     runs: Runs,
 ) -> pd.DataFrame:  # printed, group, name, type, model, head
     "The rows of a table: those printed, ours beyond them, Random"
-    printed = [r.split(' | ')[0] for r in PRINTED[table][1].strip().splitlines()]
-    out = [line(table, row) | dict(printed=row) for row in printed if row != 'Random']
+    names = [r.split(' | ')[0] for r in PRINTED[table][1].strip().splitlines()]
+    out = [line(table, row) | dict(printed=row) for row in names if row != 'Random']
     more = []
     if table in (3, 4):
         models = PRINTED[table][0]['model']
@@ -257,8 +277,8 @@ def lay_out(
             where |= dict(model='') if row.head == 'random' else {}
             keys = [where[k] for k in ('dataset', 'model', 'view', 'classes', 'metric')]
             ours = measured.get((row.head, *keys), (np.nan,) * 3)
-            printed = paper.get((row.printed, *at.values()), np.nan)
-            cells.append((i, j, printed, *ours))
+            value = paper.get((row.printed, *at.values()), np.nan)
+            cells.append((i, j, value, *ours))
     cells = pd.DataFrame(cells, columns=['line', 'column', 'paper', 'ours', 'low', 'high'])
     said = [*notes_on(table, runs), *notes, *(f'Misprint: {m}' for m in MISPRINTS[table])]
     return Table(table, rows, columns, cells, said)
@@ -498,3 +518,22 @@ def compare(
 
 
 COMPARED = ['a', 'b', 'view', 'difference', 'low', 'high', 'p', 'p_holm', 'n_clusters']
+
+# %% ../nbs/15_tables.ipynb #0de0c856
+def in_words(
+    found: pd.DataFrame,  # of `compare`
+) -> str:  # a line a comparison
+    "What the comparisons say, at 5 % after Holm's correction"
+    if found.empty:
+        return 'None of these pairs was run.'
+    out = []
+    for r in found.itertuples():
+        a, b = (f'{m} {printed(h)}' for m, h in (name.split('/', 1) for name in (r.a, r.b)))
+        text = f'{r.view} view: {b} is {abs(r.difference):.1f} points '
+        text += f'{"above" if r.difference >= 0 else "below"} {a}'
+        if np.isnan(r.p_holm):
+            out.append(f'{text}; {r.n_clusters} cluster, so nothing can be said about others.')
+        else:
+            told = 'a difference' if r.p_holm < 0.05 else 'not to be told from none'
+            out.append(f'{text} [{r.low:+.1f}, {r.high:+.1f}], p = {r.p_holm:.2g}: {told}.')
+    return '\n'.join(out)
