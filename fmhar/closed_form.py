@@ -89,7 +89,7 @@ def one_more(shares: np.ndarray, k: int) -> np.ndarray:  # (n, K)
     "Shares of the vote when a neighbour joins k others and is for all classes alike"
     return (k * shares + 1 / shares.shape[1]) / (k + 1)
 
-# %% ../nbs/11_closed_form.ipynb #f6d952f2
+# %% ../nbs/11_closed_form.ipynb #8bf33ce8
 @dataclass(frozen=True)
 class Method:
     "A way to learn from features, and what to try"
@@ -105,7 +105,7 @@ METHODS = {
     'knn': Method(knn, (50, 20, 10, 5, 1), 20),  # DINO's default
 }
 
-
+# %% ../nbs/11_closed_form.ipynb #f6d952f2
 def tried(
     train,  # a `FeatureDataset`
     val,  # the same, of the trained view; None or empty: the default alone

@@ -240,15 +240,13 @@ def classify(
     layers: Sequence[nn.Linear],  # (D', C) each
     vectors: Sequence[torch.Tensor],  # (B, D') each
 ) -> Sequence[torch.Tensor]:  # (B, C) each
-    "Logits in full precision, all layers in one product"
-    n, dtype = len(layers), layers[0].weight.dtype
-    weight, bias = (torch.cat([getattr(a, p) for a in layers]) for p in ('weight', 'bias'))
+    "Logits in full precision; where all read one vector, in one product"
+    same, dtype = all(v is vectors[0] for v in vectors), layers[0].weight.dtype
     with torch.autocast(vectors[0].device.type, enabled=False):
-        if all(v is vectors[0] for v in vectors):
-            return F.linear(vectors[0].to(dtype), weight, bias).chunk(n, 1)
-        x = torch.stack(list(vectors)).to(dtype)  # (P, B, D')
-        weight = weight.unflatten(0, (n, -1)).transpose(1, 2)  # (P, D', C)
-        return torch.baddbmm(bias.view(n, 1, -1), x, weight).unbind()
+        if not same:
+            return [F.linear(v.to(dtype), a.weight, a.bias) for a, v in zip(layers, vectors)]
+        weight, bias = (torch.cat([getattr(a, p) for a in layers]) for p in ('weight', 'bias'))
+        return F.linear(vectors[0].to(dtype), weight, bias).chunk(len(layers), 1)
 
 # %% ../nbs/07_probe.ipynb #63042844
 def save_bank(

@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'epoch_clips', 'lr_factor', 'make_optimizer', 'History', 'Run', 'start', 'state_on_cpu', 'step',
            'cross_entropy', 'targets', 'class_weight', 'labels_of', 'class_indices', 'batch_targets', 'partners', 'mix',
            'read_part', 'validate', 'balanced_accuracy', 'on_device', 'end_epoch', 'keep_best', 'save_checkpoint',
-           'read_checkpoint', 'load_checkpoint', 'identity', 'draw', 'live', 'in_notebook', 'train_epoch', 'fit',
+           'identity', 'read_checkpoint', 'load_checkpoint', 'draw', 'live', 'in_notebook', 'train_epoch', 'fit',
            'keep']
 
 # %% ../nbs/08_trainer.ipynb #8dacbf57
@@ -141,7 +141,7 @@ class Run:
         dtype = PRECISIONS[pick_precision(self.recipe.precision, self.device)]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-
+# %% ../nbs/08_trainer.ipynb #70f7c4f4
 def start(bank, train, val, recipe, device):
     "A run at its beginning, the same in every process"
     me = processes()
@@ -398,6 +398,17 @@ def save_checkpoint(
         torch.save(state, tmp)
 
 
+def identity(run: Run) -> str:
+    "What a checkpoint must agree with"
+    shapes = {k: list(v.shape) for k, v in run.bank.state_dict().items()}
+    data = [
+        [[labels_of(d, name) for name in run.bank.label_sets], d.segments]
+        for d in (run.train, run.val)
+        if d is not None
+    ]
+    return fingerprint([run.recipe, run.bank.specs, shapes, data])
+
+# %% ../nbs/08_trainer.ipynb #5a5bf03b
 def read_checkpoint(
     path: str | Path,
 ) -> dict | None:  # None where there is no file yet
@@ -427,17 +438,6 @@ def load_checkpoint(
     run.optimizer.load_state_dict(state['optimizer'])
     run.going.copy_(state['going'])
     run.epoch, run.best, run.history = state['epoch'], state['best'], History(**state['history'])
-
-
-def identity(run: Run) -> str:
-    "What a checkpoint must agree with"
-    shapes = {k: list(v.shape) for k, v in run.bank.state_dict().items()}
-    data = [
-        [[labels_of(d, name) for name in run.bank.label_sets], d.segments]
-        for d in (run.train, run.val)
-        if d is not None
-    ]
-    return fingerprint([run.recipe, run.bank.specs, shapes, data])
 
 # %% ../nbs/08_trainer.ipynb #cd2a7727
 def draw(history: History) -> Figure:
