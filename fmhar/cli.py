@@ -263,10 +263,10 @@ def rm(
     ] = None,
 ):
     "Remove shards, or what killed writers left behind."
-    from fmhar.features import remove_shards
-
     if not shard and leftovers is None:
         raise InputError('Nothing to remove', do='name shards, or give --leftovers 24')
+    from fmhar.features import remove_shards
+
     print(f'{remove_shards(path, shard or (), leftovers=leftovers) / 2**20:.1f} MiB freed')
 
 # %% ../nbs/17_cli.ipynb #ee2c5402

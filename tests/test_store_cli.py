@@ -192,9 +192,9 @@ def test_main_prints_errors_without_traceback(data, tmp_path, monkeypatch, capsy
 
 
 def test_python_m_fmhar(tmp_path):
-    command = [sys.executable, '-m', 'fmhar', 'store', 'ls', str(tmp_path / 'nowhere')]
+    command = [sys.executable, '-m', 'fmhar', 'store', 'rm', str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=60)
-    assert done.returncode == 1 and done.stderr.startswith('fmhar: No such feature store')
+    assert done.returncode == 1 and done.stderr.startswith('fmhar: Nothing to remove')
     assert 'Traceback' not in done.stderr
 
 
