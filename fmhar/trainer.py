@@ -45,8 +45,7 @@ class Recipe:
     validate_every: int = 1  # epochs, and after the last one
     keep: str = 'last'  # or 'best': of each probe the weights with the best validation
     patience: int | None = None  # stop a probe after so many epochs without a better validation
-    balance: str | None = None  # 'loss': classes weigh the same; 'sampling': are drawn as often,
-    # those of the first probe's label set where there are several
+    balance: str | None = None  # 'loss': classes weigh the same; 'sampling': are drawn as often
     mixup: float = 0.0  # alpha of the Beta distribution that mixes the features of two clips
     seed: int = 0  # of the order of clips, and of mixup
 
