@@ -6,8 +6,8 @@
 __all__ = ['NEEDED', 'LONGEST', 'IMAGES', 'CAPTIONS', 'STYLE', 'TABLE_STYLE', 'PARTS', 'PAGE', 'read_csv', 'read_rows',
            'Finished', 'read_results', 'by_head', 'interval', 'answer', 'Grid', 'cell_text', 'best_of', 'grid',
            'heading', 'weights_used', 'results_table', 'surety_table', 'unsure', 'rows_table', 'flat', 'stages_of',
-           'record_tables', 'time_table', 'Picture', 'pictures', 'further_tables', 'sections', 'chapter',
-           'write_report']
+           'record_tables', 'time_table', 'Picture', 'pictures', 'further_tables', 'with_spans', 'sections', 'chapter',
+           'overview', 'write_report']
 
 # %% ../nbs/16_page.ipynb #e58cf08d
 import base64
@@ -23,7 +23,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 
 from .errors import InputError
 from .evaluation import Predictions
-from .files import content_hash, read_json, whole_file
+from .files import fingerprint, read_json, whole_file
 from .plots import printed
 from .report import footnotes, number, table3
 from .statistics import FEW, bootstrap, intervals
@@ -69,6 +69,12 @@ class Finished:
         return read_json(path) if path else {}
 
     @cached_property
+    def failed(self) -> pd.DataFrame:  # path, view, message, position, n_clips
+        "Broken files"
+        path = self.first('failed.csv')
+        return read_csv(path) if path else pd.DataFrame(self.record.get('failed', []))
+
+    @cached_property
     def predictions(self) -> Predictions | None:
         path = self.first('predictions.parquet')
         return Predictions.load(path) if path else None
@@ -95,7 +101,9 @@ def read_results(
     "Every run in a folder, each once"
     by_content = {}
     for path in sorted(Path(folder).rglob('rows.csv'), key=lambda p: (len(p.parts), p)):
-        by_content.setdefault(content_hash(path), []).append(path)
+        rows = read_rows(path)
+        same = fingerprint(rows.drop(columns='code', errors='ignore').to_csv())
+        by_content.setdefault(same, (rows, []))[1].append(path.parent)
     if not by_content:
         raise InputError(
             'No results in this folder',
@@ -104,7 +112,7 @@ def read_results(
             found='no such folder' if not Path(folder).is_dir() else 'none',
             do='run `fmhar demo` or `fmhar run` with --out naming it',
         )
-    return [Finished([p.parent for p in ps], read_rows(ps[0])) for ps in by_content.values()]
+    return [Finished(folders, rows) for rows, folders in by_content.values()]
 
 # %% ../nbs/16_page.ipynb #113ecde9
 def by_head(
@@ -146,10 +154,10 @@ def answer(run: Finished) -> tuple[str, list[dict]]:  # sentences, and numbers: 
     ]
     if heads.novel.notna().any():
         top = heads.loc[heads.novel.idxmax()]
-        kept = 'nothing to lose' if np.isnan(best.kept) else f'{max(best.kept, 0):.0f} %'
+        kept = f'{max(best.kept, 0):.0f} % survives the change of camera'
         text += (
             f' With cameras it has never seen it recognises {best.novel:.1f} %: of what it knows '
-            f'beyond guessing, {kept} survives the change of camera.'
+            f'beyond guessing, {"which is nothing, nothing survives" if np.isnan(best.kept) else kept}.'
         )
         said = dict(name='novel', label='The same head, novel views')
         cards.append(dict(head=best.name, value=best.novel, row=best) | said)
@@ -189,7 +197,7 @@ def cell_text(value: object, decimals: int | None) -> str:
 
 def best_of(column: pd.Series, names: pd.Series) -> pd.Series:  # bool
     "Which cells of a column of accuracies are bold"
-    accuracy = re.search(r'Acc\.|In Pairs|^(Trained|Novel) views?$', column.name)
+    accuracy = re.search(r'Acc\b|In Pairs|^(Trained|Novel) views?$', column.name)
     if (
         not accuracy
         or not pd.api.types.is_numeric_dtype(column)
@@ -210,7 +218,7 @@ def grid(
     "Lay a table out"
     over = [f'the first {LONGEST} of {len(df)} lines'] if len(df) > LONGEST else []
     df = df.head(LONGEST).reset_index(drop=True)
-    group = df.pop('Group') if 'Group' in df else pd.Series('', df.index)
+    group = df.pop('Group').fillna('') if 'Group' in df else pd.Series('', df.index)
     numeric = {c: pd.api.types.is_numeric_dtype(df[c]) for c in df}
     best = pd.DataFrame({c: best_of(df[c], df.iloc[:, 0]) for c in df})
     lines = [
@@ -255,12 +263,11 @@ def results_table(run: Finished) -> Grid:
     "Table 3 of a run"
     of = dict(trained_view=run.trained_view)
     table = table3(run.rows, view_names=run.view_names, **of)
-    failed = pd.DataFrame(run.record.get('failed', []))
     ran = table['Temporal Fusion'].isin([*run.rows.probe, *map(printed, run.rows.probe)])
     return grid(
         table[ran],
         'Table 3: accuracy in percent',
-        footnotes(run.rows, weights=weights_used(run), failed=failed, **of),
+        footnotes(run.rows, weights=weights_used(run), failed=run.failed, **of),
         decimals=1,
     )
 
@@ -286,6 +293,8 @@ def unsure(run: Finished) -> list[str]:  # one sentence, or none where there are
         return []
     table = run.predictions.table
     cluster, n = table.attrs['cluster'], table[table.attrs['cluster']].nunique()
+    if n < 2:
+        return [f'One {cluster} in the test split: there can be no interval.']
     rough = ', and from so few they are rough' if n < FEW else ''
     return [f'Intervals resample {cluster}s, {n} of them, with all their clips and views{rough}.']
 
@@ -328,13 +337,15 @@ def record_tables(run: Finished) -> list[Grid]:
     stopped = list(record.get('diverged', {}).items())
     tables = {
         'Settings': pd.DataFrame(settings, columns=['setting', 'value']),
-        'Broken files': pd.DataFrame(record.get('failed', [])),
+        'Broken files': run.failed,
         'Diverged probes': pd.DataFrame(stopped, columns=['probe', 'where it stopped']),
         'Versions': pd.DataFrame(versions.items(), columns=['library', 'version']),
     }
     empty = {'Broken files': 'Every file could be read.', 'Diverged probes': 'None diverged.'}
     if not record:
         empty = dict.fromkeys(empty, 'Not known: there is no run.json.')
+        if run.first('failed.csv'):
+            empty['Broken files'] = 'Every file could be read.'
     return [grid(df, title, [empty[title]] if df.empty else []) for title, df in tables.items()
             if len(df) or title in empty]  # fmt: skip
 
@@ -382,13 +393,28 @@ def pictures(folder: Path) -> list[Picture]:
         found.append(Picture(caption, f'data:image/{IMAGES[path.suffix.lower()]};base64,{data}'))
     return found
 
-
+# %% ../nbs/16_page.ipynb #f6e6ab8a
 def further_tables(folder: Path) -> list[Grid]:
     "CSV files in a folder other than those the page makes itself"
-    paths = (p for p in sorted(folder.glob('*.csv')) if p.stem not in ('rows', 'table3'))
-    tables = {p.stem.replace('_', ' '): read_csv(p) for p in paths}
-    printed_so = {t: 2 if any('/' in c for c in df) else None for t, df in tables.items()}
-    return [grid(df, title, decimals=printed_so[title]) for title, df in tables.items()]
+    out = []
+    for path in sorted(folder.glob('*.csv')):
+        if path.stem not in ('rows', 'table3', 'failed'):
+            title = re.sub(r'^table(?=\d)', 'Table ', path.stem.replace('_', ' '))
+            df = with_spans(read_csv(path))
+            out.append(grid(df, title, decimals=2 if any('/' in c for c in df) else None))
+    return out
+
+
+def with_spans(df: pd.DataFrame) -> pd.DataFrame:
+    "Two columns 'x/low' and 'x/high' become one of text, or none where they are empty"
+    for low in [c for c in df if c.endswith('/low') and f'{c[:-4]}/high' in df]:
+        name = low[:-4]
+        ends = df[[low, f'{name}/high']]
+        span = ends.agg(lambda r: f'{r.iloc[0]:.1f} to {r.iloc[1]:.1f}', axis=1)
+        df.insert(df.columns.get_loc(low), f'{name}/interval', span.where(ends.notna().all(axis=1)))
+        df = df.drop(columns=list(ends))
+    empty = [c for c in df if c.endswith(('/interval', '/diff.')) and df[c].isna().all()]
+    return df.drop(columns=empty)
 
 # %% ../nbs/16_page.ipynb #c0386633
 STYLE = """
@@ -520,21 +546,19 @@ PAGE = """<!doctype html>
 <body><header><h1>{{ title }}</h1>
 <p class="soft">How much fine-grained action understanding do frozen foundation models carry, and
 how much of it survives a change of camera?</p>
-{% for c in chapters %}
-<section aria-label="{{ c.title }}">
-{% if chapters | length > 1 %}<h2>{{ c.title }}</h2>{% endif %}
-<p class="lead">{{ c.text }}</p>
+{% set c = chapters[0] %}
+<p class="lead">{{ c.text | replace(' %', '\u00a0%') }}</p>
 <dl class="cards">{% for one in c.cards %}{{ card(one) }}{% endfor %}</dl>
-</section>
-{% endfor %}
-<p class="soft">Balanced accuracy: the mean over the classes. The best heads are picked on the very
-clips that are scored here, which flatters them a little.
-{% for c in chapters %}{{ c.unsure }} {% endfor %}</p>
+<p class="soft">{{ c.title }}. Balanced accuracy: the mean over the classes. The best heads are picked
+on the very clips that are scored here, which flatters them a little. {{ c.unsure }}</p>
+{% if chapters | length > 1 %}<h3 id="overview">{{ chapters | length }} runs</h3>
+{{ table(overview, 'overview') }}{% endif %}
 </header>
 <nav aria-label="Contents"><h2>Contents</h2><ol>
 {% for c in chapters + beside %}
-<li><a href="#{{ c.id }}">{{ c.title }}</a><ol>
-{% for s in c.sections %}<li><a href="#{{ s.id }}">{{ s.title }}</a></li>{% endfor %}</ol></li>
+<li><a href="#{{ c.id }}">{{ c.title }}</a>
+{% if loop.first or loop.last %}<ol>
+{% for s in c.sections %}<li><a href="#{{ s.id }}">{{ s.title }}</a></li>{% endfor %}</ol>{% endif %}</li>
 {% endfor %}
 </ol></nav>
 <main>
@@ -577,6 +601,19 @@ def chapter(title: str, parts: list[dict], number: int) -> dict:  # with ids for
     named = [p | dict(id=f'part-{number}-{i}') for i, p in enumerate(parts, 1)]
     return dict(title=title, id=f'part-{number}', sections=named)
 
+# %% ../nbs/16_page.ipynb #9ac211e5
+def overview(chapters: list[dict]) -> Grid:
+    "A line for each run"
+    lines = []
+    for c in chapters:
+        line = {'Run': c['title']}
+        for card in c['cards']:
+            line[f'{card["label"]}/' + ('Mean Acc.' if 'name' in card else '%')] = card['value']
+            line[f'{card["label"]}/'] = card['head']
+        lines.append(line)
+    return grid(pd.DataFrame(lines).drop(columns='The same head, novel views/', errors='ignore'),
+                'Runs', decimals=1)  # fmt: skip
+
 # %% ../nbs/16_page.ipynb #d7f5b96f
 def write_report(
     folder: str | Path,  # as `fmhar demo` and `fmhar run` leave it, or one that holds several
@@ -605,8 +642,8 @@ def write_report(
     jinja = Environment(loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     html = jinja.get_template('page').render(
-        title='fmhar report', chapters=chapters, beside=beside, source=folder.name,
-        version=runs[0].rows.iloc[0].get('code', ''),
+        title='fmhar report', chapters=chapters, beside=beside, overview=overview(chapters),
+        source=folder.name, version=runs[0].rows.iloc[0].get('code', ''),
     )  # fmt: skip
     with whole_file(out) as tmp:
         tmp.write_text(html, encoding='utf-8')

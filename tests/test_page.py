@@ -196,6 +196,53 @@ def test_runs_beneath_one_folder_with_tables_beside(tmp_path):
     assert 'Beside the runs' in text
 
 
+def test_a_run_is_shown_once_whichever_code_wrote_its_rows(tmp_path):
+    leave(tmp_path)
+    path = tmp_path / 'runs' / 'abc' / 'rows.csv'
+    path.write_text(path.read_text().replace(',x\n', ',y\n'))  # the column `code`
+    assert len(page.read_results(tmp_path)) == 1
+    path.write_text(path.read_text().replace(',70,', ',98,'))  # the column `size`
+    runs = page.read_results(tmp_path)
+    assert len(runs) == 2
+    text = page.write_report(tmp_path, tmp_path / 'report.html').read_text()
+    assert '2 runs' in text and text.count('class="lead"') == 1
+
+
+def test_broken_files_are_listed_from_the_run_where_there_is_no_record(tmp_path):
+    leave(tmp_path)
+    (tmp_path / 'run.json').unlink()
+    said = 'path,view,message,position,n_clips\n'
+    (tmp_path / 'runs' / 'abc' / 'failed.csv').write_text(said)
+    assert (
+        'Every file could be read' in page.write_report(tmp_path, tmp_path / 'a.html').read_text()
+    )
+    (tmp_path / 'runs' / 'abc' / 'failed.csv').write_text(f'{said}x.mp4,back,cut short,7,3\n')
+    text = page.write_report(tmp_path, tmp_path / 'b.html').read_text()
+    assert (
+        'cut short' in text and '1 videos could not be read' in text and 'failed</h3>' not in text
+    )
+
+
+def test_intervals_of_a_table_are_one_column(tmp_path):
+    cells = 'a,21.3,20.04,18,22.25,-1.26\nb,9.1,,,,\n'
+    head = 'Model,V Mean Acc./paper,V Mean Acc./ours,V Mean Acc./low,V Mean Acc./high,V Mean Acc./diff.'
+    (tmp_path / 'table5_beside_paper.csv').write_text(f'{head}\n{cells}')
+    (made,) = page.further_tables(tmp_path)
+    assert made.title == 'Table 5 beside paper'
+    assert [h[0] for h in made.heads[1]] == ['paper', 'ours', 'interval', 'diff.']
+    texts = [[cell[0] for cell in line] for line in made.groups[0][1]]
+    assert texts == [['a', '21.30', '20.04', '18.0 to 22.2', '-1.26'], ['b', '9.10', *'–––']]
+    assert [cell[1] for cell in made.groups[0][1][0]] == [False, False, True, False, False]
+
+
+def test_a_head_that_knows_nothing_has_nothing_to_keep(tmp_path):
+    p = predictions(heads=['lstm'])
+    p.logits[:] = np.eye(12)[np.zeros(len(p.table), int)]  # always the first class
+    leave(tmp_path, p)
+    text, _ = page.answer(*page.read_results(tmp_path))
+    assert 'nothing survives' in text and 'nan' not in text
+
+
 def test_one_view_has_no_novel_ones(tmp_path):
     leave(tmp_path, predictions(views=[TRAINED], heads=['lstm']))
     text, cards = page.answer(*page.read_results(tmp_path))
