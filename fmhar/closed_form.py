@@ -136,7 +136,7 @@ def all_classes(
     n_classes: int,  # C
 ) -> np.ndarray:  # (n, C) float32
     "A class without training clips scores below all others"
-    out = np.full((len(scores), n_classes), scores.min(initial=0) - 1, np.float32)
+    out = np.repeat(scores.min(1, keepdims=True) - 1, n_classes, 1).astype(np.float32)
     out[:, classes] = scores
     return out
 
