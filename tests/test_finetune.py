@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -605,6 +606,80 @@ def test_other_classes_are_refused(trained, segments):
     other.attrs['classes'] = CLASSES[::-1]
     with pytest.raises(InputError, match='other classes'):
         predict_videos(trained, other, workers=0, progress=False)
+
+
+# Run or load
+
+ONCE = dict(recipe=replace(SMALL, epochs=2), n_clips=1) | QUIET
+
+
+def folders(out):
+    return sorted(p.name for p in (out / 'finetuned').glob('small-*'))
+
+
+def test_what_was_trained_is_loaded(segments, tmp_path, monkeypatch, capsys):
+    first = ft.finetuned('small', segments, tmp_path, **ONCE)
+    assert set(first.table.split) == {'test'} and set(first.table.view) == set(VIEWS)
+    monkeypatch.setattr(ft, 'finetune', None)
+    again = ft.finetuned('small', segments, tmp_path, **ONCE)
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert again.table.attrs['network']['weights'] == 'random(0)'
+    said = capsys.readouterr().out.splitlines()
+    name = folders(tmp_path)[0]
+    assert said == [f'finetuned/{name}: trained now', f'finetuned/{name}: loaded']
+
+
+def test_an_interrupted_network_goes_on_to_the_same_predictions(
+    segments, tmp_path, monkeypatch, capsys
+):
+    whole = ft.finetuned('small', segments, tmp_path / 'whole', **ONCE)
+    real = ft.train_epoch
+
+    def interrupted(run, bar):
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        return real(run, bar)
+
+    monkeypatch.setattr(ft, 'train_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ft.finetuned('small', segments, tmp_path / 'parts', **ONCE)
+    monkeypatch.setattr(ft, 'train_epoch', real)
+    parts = ft.finetuned('small', segments, tmp_path / 'parts', **ONCE)
+    np.testing.assert_array_equal(parts.logits, whole.logits)
+    assert 'training continued' in capsys.readouterr().out
+
+
+def test_a_run_is_named_after_all_that_decides_it(tmp_path):
+    segments = segments_of(tmp_path / 'bars')
+    said = dict(recipe=SMALL, weights='random', n_clips=1)
+
+    def name(segments=segments, network='small', **other):
+        return ft.run_name(network, segments, tmp_path / 'notes', **said | other)
+
+    path = tmp_path / 'weights.pt'
+    torch.save({}, path)
+    names = [name(), name(network='i3d'), name(n_clips=3), name(recipe=replace(SMALL, lr=1))]
+    names += [name(weights=None), name(weights=path), name(segments.iloc[1:])]
+    torch.save({'other': torch.zeros(1)}, path)
+    names.append(name(weights=path))
+    film(tmp_path / 'bars' / VIEWS[0] / 'train0down.mp4', 'rising', seed=99)
+    names.append(name())
+    assert len(set(names)) == len(names)
+    shutil.copytree(tmp_path / 'bars', tmp_path / 'moved')
+    moved = segments.assign(path=segments.path.str.replace('/bars/', '/moved/'))
+    moved.attrs = segments.attrs
+    assert name(moved) == names[-1]
+
+
+def test_the_embedded_sets_networks_start_from_random_weights_and_yours_do_not():
+    for scale in ('quick', 'demo', 'full'):
+        said = ft.task_specific(scale)
+        assert list(said) == ['I3D', 'Video Swin']
+        assert all(s['weights'] == 'random' for s in said.values())
+    yours = ft.task_specific('own', i3d_weights='rgb_imagenet.pt')
+    assert yours['I3D'] == dict(name='i3d', weights='rgb_imagenet.pt')
+    assert yours['Video Swin'] == dict(name='video_swin')  # the paper's own recipe and weights
+    assert 'I3D' not in ft.task_specific('own')
 
 
 # The real networks learn

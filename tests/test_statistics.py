@@ -10,6 +10,7 @@ from sklearn.metrics import recall_score
 from fmhar.errors import InputError
 from fmhar.evaluation import Predictions, score
 from fmhar.statistics import (
+    beats_chance,
     bootstrap,
     cluster_counts,
     differences,
@@ -181,6 +182,88 @@ def test_the_spread_over_seeds_is_not_biased_by_their_number():
     p.logits[0], p.logits[1] = np.eye(3)[p.labels], 1 - np.eye(3)[p.labels]  # 1 and 0
     boot = bootstrap(p, trained_view='front', heads={'lstm': p.probes}, n_resamples=4000)
     assert boot.resampled.std() == pytest.approx(np.std([0, 1], ddof=1) / np.sqrt(2), rel=0.05)
+
+
+def seed_coverage(n_runs, n_seeds, luck=0.1):
+    "Coverage of the mean over seeds and people: with the seeds as a second level, and of one run"
+    heads, ours, one = [f'run {i}' for i in range(n_seeds)], [], []
+    for seed in range(n_runs):
+        rng = np.random.default_rng(seed)
+        p = people(rng, n_events=20, heads=heads)
+        label, person = p.labels, p.table.subject.to_numpy()
+        skill = 0.5 + rng.choice([-0.1, 0.1], 12)[person]
+        for z in p.logits:  # each training run is lucky or not
+            right = rng.random(len(label)) < skill + luck * rng.normal()
+            z[:] = np.eye(3)[
+                np.where(right, label, (label + 1 + rng.integers(0, 2, len(label))) % 3)
+            ]
+        ours.append(covered(p, heads={'lstm': heads}))
+        one.append(covered(p))
+    return np.mean(ours), np.mean(one)
+
+
+def test_with_seeds_as_a_second_level_intervals_cover_the_mean_over_runs():
+    with_seeds, one_run = seed_coverage(80, 3)
+    assert with_seeds >= 0.9 and one_run < 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('n_seeds', [3, 5, 10])
+def test_coverage_over_seeds_at_length(n_seeds):
+    with_seeds, one_run = seed_coverage(600, n_seeds)
+    assert 0.93 <= with_seeds <= 0.995 and one_run < 0.75
+
+
+def test_guessing_beats_chance_as_often_as_the_level_says():
+    "Answers that prefer some classes, of people who show some actions more often"
+    p_values = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        p = people(rng, n_people=3, n_events=20)
+        often = rng.choice(3, len(p.table), p=[0.6, 0.3, 0.1])
+        p.logits[0] = np.eye(3)[often]
+        p.table['label'] = np.array(CLASSES)[rng.choice(3, len(p.table), p=[0.2, 0.2, 0.6])]
+        found = beats_chance(p, 'front', n_permutations=100, seed=seed)
+        p_values.append(found.p[0])
+    assert 0.005 <= np.mean(np.array(p_values) <= 0.05) <= 0.11
+    assert 0.35 < np.mean(np.array(p_values) <= 0.5) < 0.65
+
+
+def test_what_is_better_than_guessing_is_so_by_the_score_it_says():
+    p = people(
+        np.random.default_rng(0),
+        n_people=3,
+        n_events=60,
+        knack=0,
+        heads=('one', 'two'),
+        views=('front', 'side'),
+    )
+    p.logits[1] = 0  # names the first class always
+    rows = score(p, trained_view='front').set_index(['probe', 'view']).balanced_accuracy
+    found = beats_chance(p, 'side', n_permutations=200).set_index('head')
+    assert found.balanced_accuracy['one'] == pytest.approx(rows['one', 'side'])
+    assert found.p['one'] < 0.05 and found.shuffled['one'] == pytest.approx(1 / 3, abs=0.03)
+    assert found.p['two'] == 1 and found.shuffled['two'] == pytest.approx(1 / 3)
+    with pytest.raises(InputError, match='front, side'):
+        beats_chance(p, 'top')
+
+
+def test_people_who_only_do_what_the_network_expects_of_them_prove_nothing():
+    "It knows each person's favourite action and looks at no picture: shuffling within people changes nothing"
+    p = people(np.random.default_rng(0), n_people=3)
+    p.table['label'] = np.array(CLASSES)[p.table.subject]
+    p.logits[0] = np.eye(3)[p.table.subject]
+    assert beats_chance(p, 'front', n_permutations=100).p[0] == 1
+
+
+def test_pairs_make_the_family():
+    p = people(np.random.default_rng(0), heads=('a', 'b', 'c'), views=('front', 'side'))
+    boot = bootstrap(p, trained_view='front', n_resamples=50)
+    found = differences(boot, pairs=[('c', 'a'), ('b', 'c')], views=['front'])
+    assert found[['a', 'b']].values.tolist() == [['c', 'a'], ['b', 'c']]
+    np.testing.assert_allclose(found.p_holm, holm(found.p))
+    with pytest.raises(InputError, match='a, b, c'):
+        differences(boot, pairs=[('a', 'z')])
 
 
 @settings(deadline=None)

@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -368,13 +369,13 @@ def test_flat_form_has_paper_ours_and_difference(n):
 
 def test_files_are_written_and_read(tmp_path):
     tables.leave(ALL[4], tmp_path)
-    back = pd.read_csv(tmp_path / 'table4_beside_paper.csv')
+    back = pd.read_csv(tmp_path / 'tables/table4.csv')
     np.testing.assert_allclose(
         back['DinoV2 Cross View Top-1 Acc./ours'],
         ALL[4].values('ours')['DinoV2', 'Cross View', 'Top-1 Acc.'],
     )
-    assert (tmp_path / 'table4_beside_paper.html').read_text() == tables.to_html(ALL[4])
-    assert len(list(tmp_path.iterdir())) == 2
+    assert (tmp_path / 'tables/table4.html').read_text() == tables.to_html(ALL[4])
+    assert len(list(tmp_path.rglob('*.*'))) == 2
 
 
 # -- comparisons ---------------------------------------------------------------------------------
@@ -403,6 +404,72 @@ def test_comparisons_are_paired_with_holm_over_all_that_was_run():
     swin = found[(found.a == 'Video Swin/video_swin') & (found.view == 'trained')].iloc[0]
     plain = ALL[3].ours('Max Pooling')['DinoV2', 'Trained View', 'Mean Acc.']
     assert swin.difference == pytest.approx(plain - six['Video Swin'])
+
+
+def test_words_follow_the_numbers():
+    row = dict(a='CLIP/lstm', b='Video Swin/video_swin', view='cross', n_clusters=5)
+    found = pd.DataFrame(
+        [
+            row | dict(difference=-3.21, low=-5.0, high=-1.4, p=0.01, p_holm=0.02),
+            row | dict(difference=3.21, low=-5.0, high=11.4, p=0.1, p_holm=0.2),
+            row | dict(difference=0.0, low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan),
+            row | dict(difference=np.nan, low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan),
+        ]
+    )
+    assert tables.in_words(found).splitlines() == [
+        'cross view: Video Swin is 3.2 points below CLIP LSTM [-5.0, -1.4], p = 0.02: a difference.',
+        'cross view: Video Swin is 3.2 points above CLIP LSTM [-5.0, +11.4], p = 0.2: not to be told '
+        'from none.',
+        'cross view: Video Swin scores the same as CLIP LSTM; with one cluster, nothing can be said '
+        'about others.',
+        'cross view: Video Swin or CLIP LSTM has no score.',
+    ]
+
+
+class MadeUpStudy:
+    "What `collect` needs of a study, without videos"
+
+    scale, out = 'quick', None
+    experiments = dict.fromkeys(k for k in RUNS if k[1] in tables.TYPES)
+
+    @staticmethod
+    def run(dataset, model, *, progress):
+        failed = pd.DataFrame(dict(path=['gone.mp4'], n_clips=[3]))
+        return SimpleNamespace(
+            predictions=RUNS[dataset, model].predictions,
+            extraction=SimpleNamespace(failed=failed if model == 'CLIP' else failed[:0]),
+        )
+
+    @staticmethod
+    def note(result):
+        return 'weights of nobody'
+
+
+def test_a_study_is_collected_with_what_must_be_said():
+    runs = tables.collect(MadeUpStudy)
+    assert list(runs) == list(MadeUpStudy.experiments)
+    table = tables.table5(runs)
+    pd.testing.assert_frame_equal(table.cells, ALL[5].cells)
+    said = ' '.join(table.notes)
+    assert 'weights of nobody' in said and 'embedded synthetic set (quick)' in said
+    assert 'Drive&Act, CLIP: 1 videos could not be read; 3 clips' in said
+    assert 'DinoV2: 1 videos' not in said
+    assert list(tables.collect(MadeUpStudy, ['CLIP'])) == [
+        ('Drive&Act', 'CLIP'),
+        ('IKEA-ASM', 'CLIP'),
+    ]
+
+
+def test_a_networks_table_says_how_it_began():
+    p = predictions('Drive&Act', ['i3d'], 0)
+    recipe = dict(n_frames=8, crop=64, epochs=2, optimizer='adamw')
+    network = dict(name='i3d', weights='random(0)', note='classifier new', recipe=recipe)
+    p.table.attrs |= dict(network=network, failed=[])
+    table = tables.table6({('Drive&Act', 'I3D'): tables.of_network(p)})
+    assert any(
+        'i3d, first weights random(0), classifier new; 8 frames of 64 px' in n for n in table.notes
+    )
+    assert table.ours('I3D').notna().all() and table.ours('Video Swin').isna().all()
 
 
 def test_nothing_to_compare_is_an_empty_table():
