@@ -549,7 +549,7 @@ how much of it survives a change of camera?</p>
 {% set c = chapters[0] %}
 <p class="lead">{{ c.text | replace(' %', '\u00a0%') }}</p>
 <dl class="cards">{% for one in c.cards %}{{ card(one) }}{% endfor %}</dl>
-<p class="soft">{{ c.title }}. Balanced accuracy: the mean over the classes. The best heads are picked
+<p class="soft">Encoder: {{ c.weights }} Balanced accuracy: the mean over the classes. The best heads are picked
 on the very clips that are scored here, which flatters them a little. {{ c.unsure }}</p>
 {% if chapters | length > 1 %}<h3 id="overview">{{ chapters | length }} runs</h3>
 {{ table(overview, 'overview') }}{% endif %}
@@ -629,7 +629,12 @@ def write_report(
         title = f'{row.dataset}, {row.backbone}{where}'
         chapters.append(
             chapter(title, list(sections(run)), i)
-            | dict(text=text, cards=cards, unsure=' '.join(unsure(run)))
+            | dict(
+                text=text,
+                cards=cards,
+                unsure=' '.join(unsure(run)),
+                weights=weights_used(run).rstrip('.') + '.',
+            )
         )
     if all(run.folders[0] != folder for run in runs):
         parts = [
