@@ -48,7 +48,11 @@ def read_rows(path: Path) -> pd.DataFrame:  # of the test split
     if missing:
         do = 'name a folder that `fmhar demo` or `fmhar run` wrote'
         raise InputError('Not result rows: columns are missing', where=path, found=missing, do=do)
-    return rows[rows.split == 'test']
+    rows = rows[rows.split == 'test']
+    if rows.duplicated(['probe', 'view']).any() or 'random' not in set(rows.probe):
+        expected = "one row for each probe and view, and the probe 'random'"
+        raise InputError('Not the result rows of one run', where=path, expected=expected)
+    return rows
 
 # %% ../nbs/16_page.ipynb #8366c6c4
 @dataclass
@@ -88,6 +92,11 @@ class Finished:
         views = wide.columns.drop('novel', errors='ignore')
         means = {v: wide[views.drop(v)].mean(axis=1) for v in views}
         return min(views, key=lambda v: (means[v] - wide.get('novel', 0)).abs().sum())
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        "See `by_head`"
+        return by_head(self)
 
     @cached_property
     def view_names(self) -> dict:
@@ -140,7 +149,7 @@ def interval(row: pd.Series, name: str) -> str:
 # %% ../nbs/16_page.ipynb #0b68d20d
 def answer(run: Finished) -> tuple[str, list[dict]]:  # sentences, and numbers: label, value, ...
     "What came out, in two sentences and in numbers"
-    heads, n = by_head(run).dropna(subset='trained'), run.rows.n_classes.iloc[0]
+    heads, n = run.heads.dropna(subset='trained'), run.rows.n_classes.iloc[0]
     if heads.empty:
         return 'Every probe diverged: there is no score.', []
     best = heads.loc[heads.trained.idxmax()]
@@ -180,9 +189,7 @@ class Grid:
 
     title: str
     heads: list  # of `heading`
-    groups: (
-        list  # (heading or '', lines of cells); a cell is (text, is it the best, is it a number)
-    )
+    groups: list  # (heading or '', lines of cells); a cell is (text, best?, number?)
     notes: list[str]
 
 
@@ -274,12 +281,12 @@ def results_table(run: Finished) -> Grid:
 # %% ../nbs/16_page.ipynb #2193ba68
 def surety_table(run: Finished) -> Grid:
     "Every head with intervals, and what survives the change of camera"
-    table, n_novel = by_head(run), run.rows.view.nunique() - 2
+    table, n_novel = run.heads, len(set(run.rows.view) - {run.trained_view, 'novel'})
     columns = {'Head': [printed(h) for h in table.index]}
     for name in ('trained', 'novel'):
         columns[{'trained': 'Trained view', 'novel': 'Novel views'}[name]] = table[name]
-        if run.predictions:
-            columns[f'95 % interval, {name}'] = [interval(r, name) for _, r in table.iterrows()]
+        if any(spans := [interval(row, name) for _, row in table.iterrows()]):
+            columns[f'95 % interval, {name}'] = spans
     columns['Survives, %'] = table.kept
     notes = [f'Balanced accuracy in percent; novel: unweighted mean over {n_novel} views.',
              'Survives: (novel - chance) / (trained - chance).']  # fmt: skip

@@ -273,6 +273,11 @@ def test_a_folder_without_results_is_refused(tmp_path):
     (tmp_path / 'rows.csv').write_text('a,b\n1,2\n')
     with pytest.raises(InputError, match='balanced_accuracy'):
         page.write_report(tmp_path, out)
+    rows = rows_of(predictions(heads=['lstm']))
+    for wrong in (pd.concat([rows, rows]), rows[rows.probe != 'random']):
+        wrong.to_csv(tmp_path / 'rows.csv', index=False)
+        with pytest.raises(InputError, match='rows of one run'):
+            page.write_report(tmp_path, out)
     (tmp_path / 'rows.csv').write_bytes(b'\xff\xfe\x00\x81')
     with pytest.raises(InputError, match='Not a CSV file'):
         page.write_report(tmp_path, out)
