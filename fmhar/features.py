@@ -377,7 +377,8 @@ def clip_keys(
     if identity not in ways:
         raise unknown('identity of a video', identity, ways)
     videos = {}
-    for path in clips.path.unique():
+    # several processes begin with different files, and so read each other's notes
+    for path in np.random.default_rng().permutation(clips.path.unique()):
         try:
             videos[path] = ways[identity](path)
         except OSError:
@@ -577,8 +578,10 @@ def encode_clips(
             if bar is not None:
                 bar.update(sum(map(len, frames)))
         for i, item in enumerate(good):
-            part = parts.setdefault(id(item.job), Assembly(item.job))
-            yield from part.add((item.crop, item.unit), cls[i], None if out is None else out[i])
+            if id(item.job) not in parts:
+                parts[id(item.job)] = Assembly(item.job)
+            encoded = cls[i], None if out is None else out[i]
+            yield from parts[id(item.job)].add((item.crop, item.unit), *encoded)
         yield from (item for item in batch if item.error)
 
 
@@ -761,14 +764,11 @@ def extract(
     progress: bool = True,
 ) -> Extraction:
     "Decode and encode what the store does not hold yet of these segments' clips"
-    start, spent, kind = (
-        time.perf_counter(),
-        Counter(),
-        (token_pool, token_dtype) if tokens else None,
-    )
+    start, spent = time.perf_counter(), Counter()
+    kind = (token_pool, token_dtype) if tokens else None
     choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=n_crops, seed=seed)
-    read = dict(decoder=decoder, identity=identity)
-    clips, names, jobs = plan_jobs(segments, backbone, store, kind, **read, **choice)
+    choice |= dict(decoder=decoder, identity=identity)
+    clips, names, jobs = plan_jobs(segments, backbone, store, kind, **choice)
     check_space(store, sum(len(job.clips) for job in jobs) * clip_bytes(backbone, kind))
     about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     writer = ShardWriter(store, token_pool=token_pool, token_dtype=token_dtype, about=about)
@@ -822,7 +822,7 @@ def fill(
 
 
 def is_first() -> bool:
-    "Is this the one process of a launch that talks? (RANK is set by torchrun, accelerate, SLURM scripts)"
+    "Is this the one process of a launch that talks? Launchers set RANK"
     return os.environ.get('RANK', '0') == '0'
 
 # %% ../nbs/05_features.ipynb #c8bba0c4
@@ -847,12 +847,11 @@ def plan_jobs(
         parts = video.groupby(cut_parts(video)) if video.missing.any() else ()
         for _, part in parts:
             todo = part[part.missing]
-            frames, claim = (
-                dict(zip(todo.key, todo.frames)),
-                fingerprint([names, sorted(part.key)], 20),
-            )
+            frames = dict(zip(todo.key, todo.frames))
             crops = dict(zip(todo.key, todo.crop)) if 'crop' in todo else {}
-            jobs.append(Job(path, backbone.kind, frames, crops, claim)) if frames else None
+            claim = fingerprint([names, sorted(part.key)], 20)
+            if frames:
+                jobs.append(Job(path, backbone.kind, frames, crops, claim))
     return clips, names, jobs
 
 
@@ -913,9 +912,11 @@ class Plan:
     hours: float  # of the encoder, or of decoding in `workers` threads if that takes longer
 
     def __str__(self):
+        count = f'{self.clips} clips: {self.stored} are stored, {self.lost} have no video'
+        if not self.frames:
+            return f'{count}; nothing to do'
         return (
-            f'{self.clips} clips: {self.stored} are stored, {self.lost} have no video\n'
-            f'{self.frames} frames to encode, {self.bytes / 2**30:.2f} GiB to write, '
+            f'{count}\n{self.frames} frames to encode, {self.bytes / 2**30:.2f} GiB to write, '
             f'{self.free / 2**30:.0f} GiB free\n'
             f'decode {self.decode_rate:.0f} frames/s a thread, encode {self.encode_rate:.0f} frames/s: '
             f'{self.hours:.2f} h in one process'
@@ -939,12 +940,10 @@ def plan(
     workers: int | None = None,  # threads that will decode
 ) -> Plan:
     "Sizes and hours of `extract` with the same arguments; computes no features"
-    kind, read = (
-        (token_pool, token_dtype) if tokens else None,
-        dict(decoder=decoder, identity=identity),
-    )
+    kind = (token_pool, token_dtype) if tokens else None
     choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=n_crops, seed=seed)
-    clips, names, jobs = plan_jobs(segments, backbone, store, kind, **read, **choice)
+    choice |= dict(decoder=decoder, identity=identity)
+    clips, names, jobs = plan_jobs(segments, backbone, store, kind, **choice)
     n_missing = sum(len(job.clips) for job in jobs)
     frames = sum(job.n_frames() for job in jobs)
     decoding, encoding = measure(jobs, backbone, decoder) if jobs else (float('inf'),) * 2
@@ -958,22 +957,27 @@ def plan(
         (sum(seconds) if on_cpu else max(seconds)) / 3600,
     )  # fmt: skip
 
-# %% ../nbs/05_features.ipynb #5c941053
+# %% ../nbs/05_features.ipynb #3e5496a3
 def measure(
     jobs: list[Job],
     backbone: Backbone,
     decoder: str = 'pyav',
 ) -> tuple[float, float]:  # frames a second
-    "Rates of decoding and encoding, from the first frames of the first video"
+    "Rates of decoding and encoding, from the first frames of the first video that has any"
     n = (
         backbone.batch_size
         if backbone.kind == 'image'
         else max(1, backbone.batch_size // backbone.n_frames)
     )
-    first = list(islice(decode(jobs[0], backbone.transform, decoder), n))
-    units = [item.frames for item in first if item.error is None]
-    if not units:
-        raise first[0].error
+    for job in jobs:
+        first = [
+            item for item in islice(decode(job, backbone.transform, decoder), n) if not item.error
+        ]
+        if first:
+            break
+    else:
+        raise InputError('None of the videos can be decoded', where=jobs[0].path)
+    units = [item.frames for item in first]
     decoding = sum(map(len, units)) / sum(item.seconds for item in first)
     encode_batch(units, n, backbone, False, 1)  # the first pass is slower
     start = time.perf_counter()

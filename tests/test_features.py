@@ -671,3 +671,23 @@ def test_a_folder_of_other_things_is_no_store(tmp_path):
         FeatureStore(tmp_path)
     with pytest.raises(InputError, match='No such feature store'):
         list_shards(tmp_path / 'nowhere')
+
+
+def test_plan_measures_the_first_video_that_can_be_read(data, image_backbone, tmp_path):
+    segments = data[1].copy()
+    segments.loc[segments.view == 'front', 'path'] = str(tmp_path / 'text.mp4')
+    (tmp_path / 'text.mp4').write_text('no video')
+    store = FeatureStore(tmp_path / 'store')
+    assert plan(segments, image_backbone, store).decode_rate > 0
+    with pytest.raises(InputError, match='None of the videos'):
+        plan(segments[segments.view == 'front'], image_backbone, store)
+
+
+def test_a_job_is_put_together_once(data, image_backbone, tmp_path, monkeypatch):
+    "Not once a frame, which would take longer than the frame"
+    made, init = [], features.Assembly.__init__
+    monkeypatch.setattr(
+        features.Assembly, '__init__', lambda self, job: made.append(job.path) or init(self, job)
+    )
+    run(data[1], image_backbone, FeatureStore(tmp_path))
+    assert sorted(made) == sorted(data[1].path.unique())
