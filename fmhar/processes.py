@@ -151,8 +151,12 @@ def map_shared(
     items: Sequence,  # the same in every process
 ) -> list:  # a result for each item, in order, in every process
     "Share out the items, and tell each other the results"
-    every = self.gather([function(item) for item in self.share(items)])
-    return [every[i % self.world][i // self.world] for i in range(len(items))]
+    every = self.gather((len(items), [function(item) for item in self.share(items)]))
+    lengths = [n for n, _ in every]
+    if len(set(lengths)) > 1:
+        do = 'give every process the same data and settings'
+        raise InputError('The processes do not share the same work', found=lengths, do=do)
+    return [every[i % self.world][1][i // self.world] for i in range(len(items))]
 
 
 Processes.map = map_shared

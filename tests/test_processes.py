@@ -88,6 +88,12 @@ assert all(torch.equal(e['x'], x) for e in every)  # the same bits everywhere
 me.add_up([])
 assert me.map(lambda i: i * i, range(8)) == [i * i for i in range(8)]
 assert me.map(str, [3]) == ['3'] and me.map(str, []) == []
+try:
+    me.map(str, range(me.rank))
+except InputError as e:
+    assert '[0, 1, 2]' in str(e)
+else:
+    raise SystemExit('no error')
 done = []
 me.map(done.append, list('abcde'))
 assert sum(me.gather(done), []) == ['a', 'd', 'b', 'e', 'c']
