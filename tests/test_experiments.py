@@ -23,6 +23,7 @@ def exp(tmp_path_factory):
     return Experiment(
         root=str(root),
         reader=(('views', ('inner_mirror', 'kinect_color')),),
+        backbone='facebook/dinov2-small',
         weights='random',
         size=28,
         precision='fp32',

@@ -34,7 +34,7 @@ def test_views(root):
 
 @pytest.fixture(scope='module')
 def backbone():
-    return load_backbone('dinov2', weights='random', size=28, precision='fp32')
+    return load_backbone('facebook/dinov2-small', weights='random', size=28, precision='fp32')
 
 
 @pytest.fixture(scope='module')
