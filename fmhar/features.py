@@ -7,8 +7,9 @@ __all__ = ['GROUP', 'OPEN_MAPS', 'TOKEN_TYPES', 'SHARD_BYTES', 'SHARD_SECONDS', 
            'quantise', 'unquantise', 'FeatureStore', 'token_name', 'write_shard', 'shard_files', 'read_entry',
            'read_shard', 'list_shards', 'disk_usage', 'verify_shards', 'remove_shards', 'video_identity',
            'content_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly', 'encode_clips',
-           'batches', 'encode_batch', 'ShardWriter', 'cut_parts', 'Claims', 'Extraction', 'extract', 'fill', 'is_first',
-           'plan_jobs', 'failures', 'clip_bytes', 'check_space', 'Plan', 'plan', 'measure', 'FeatureDataset']
+           'n_units', 'batches', 'encode_batch', 'ShardWriter', 'cut_parts', 'Claims', 'Extraction', 'extract', 'fill',
+           'is_first', 'plan_jobs', 'failures', 'clip_bytes', 'check_space', 'Plan', 'plan', 'measure',
+           'FeatureDataset']
 
 # %% ../nbs/05_features.ipynb #5ab07172
 import os
@@ -137,12 +138,8 @@ class FeatureStore:
         entry = write_shard(self.path, shard, list(keys), arrays, about or {})
         self._take(shard, entry)
 
-    def has(
-        self,
-        keys: Iterable[str],
-        name: str = 'cls',  # or `token_name(pool)`
-    ) -> np.ndarray:  # bool, one per key
-        "Which of the clips are stored?"
+    def has(self, keys: Iterable[str], name: str = 'cls') -> np.ndarray:  # bool, one per key
+        "Which of the clips are stored? (`name`: or one that `token_name` gives)"
         return np.array([k in self.index[name] for k in keys], dtype=bool)
 
     def has_all(self, keys: Iterable[str], names: Iterable[str]) -> np.ndarray:  # bool, one per key
@@ -170,11 +167,11 @@ class FeatureStore:
             shards[shard].append((row, i))
         first = self._map(where[0][0], name)
         out = np.empty((len(where), *first.shape[1:]), first.dtype)
-        for shard in sorted(shards):  # shard by shard, as the rows lie on the disk
+        for shard, wanted in sorted(shards.items()):  # as the rows lie on the disk
             rows = self._map(shard, name)
             if rows.shape[1:] != out.shape[1:]:
                 raise InputError('These clips have features of different shapes', where=self.path)
-            for row, i in sorted(shards[shard]):
+            for row, i in sorted(wanted):
                 out[i] = rows[row]
         return out
 
@@ -193,8 +190,8 @@ class FeatureStore:
         if (shard, name) not in self._maps:
             if len(self._maps) >= OPEN_MAPS:  # each holds a file open
                 self._maps.pop(next(iter(self._maps)))
-            rows = np.load(self.path / f'{shard}.{name}.npy', mmap_mode='r')
-            self._maps[shard, name] = np.asarray(rows)  # rows of a memmap are slower to take
+            file = self.path / f'{shard}.{name}.npy'
+            self._maps[shard, name] = np.asarray(np.load(file, mmap_mode='r'))
         return self._maps[shard, name]
 
 # %% ../nbs/05_features.ipynb #69941a63
@@ -564,8 +561,7 @@ def encode_clips(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None] | Decoded]:  # key, cls, tokens; or an error
     "Each clip as soon as its last frame is encoded; a broken video gives its error"
     spent, parts = Counter() if spent is None else spent, {}
-    n = batch_size or backbone.batch_size
-    n = n if backbone.kind == 'image' else max(1, n // backbone.n_frames)
+    n = n_units(backbone, batch_size)
     for batch in batches(decode_ahead(jobs, backbone.transform, workers, 4 * n, decoder), n):
         spent['decode'] += sum(item.seconds for item in batch)
         good = [item for item in batch if not item.error]
@@ -574,15 +570,21 @@ def encode_clips(
             frames = [item.frames for item in good]
             cls, out = encode_batch(frames, n, backbone, tokens, token_pool)
             spent['forward'] += time.perf_counter() - start
-            spent['frames'] += sum(map(len, frames))
+            spent['frames'] += (n_frames := sum(map(len, frames)))
             if bar is not None:
-                bar.update(sum(map(len, frames)))
+                bar.update(n_frames)
         for i, item in enumerate(good):
             if id(item.job) not in parts:
                 parts[id(item.job)] = Assembly(item.job)
-            encoded = cls[i], None if out is None else out[i]
-            yield from parts[id(item.job)].add((item.crop, item.unit), *encoded)
+            part, unit = parts[id(item.job)], (item.crop, item.unit)
+            yield from part.add(unit, cls[i], None if out is None else out[i])
         yield from (item for item in batch if item.error)
+
+# %% ../nbs/05_features.ipynb #b25f629d
+def n_units(backbone: Backbone, batch_size: int | None = None) -> int:
+    "Units in a forward pass: frames, or clips of as many frames, one at least"
+    n = batch_size or backbone.batch_size
+    return n if backbone.kind == 'image' else max(1, n // backbone.n_frames)
 
 
 def batches(items: Iterable[Decoded], n: int) -> Iterator[list[Decoded]]:
@@ -964,11 +966,7 @@ def measure(
     decoder: str = 'pyav',
 ) -> tuple[float, float]:  # frames a second
     "Rates of decoding and encoding, from the first frames of the first video that has any"
-    n = (
-        backbone.batch_size
-        if backbone.kind == 'image'
-        else max(1, backbone.batch_size // backbone.n_frames)
-    )
+    n = n_units(backbone)
     for job in jobs:
         first = [
             item for item in islice(decode(job, backbone.transform, decoder), n) if not item.error
