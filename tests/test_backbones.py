@@ -3,12 +3,16 @@
 import json
 import shutil
 import socket
+import sys
+from copy import deepcopy
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fmhar import backbones
@@ -78,6 +82,49 @@ def radio():
     return tf.RadioModel(config)
 
 
+class TimmProcessor:
+    "timm's own transform, with the interface of the others"
+
+    def __init__(self, size, crop_size):
+        resize, crop = size['shortest_edge'], crop_size['height']
+        self.config = dict(input_size=(3, crop, crop), crop_pct=crop / resize)
+        self.config |= dict(mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.25))
+
+    def save_pretrained(self, folder):  # they stand in the model's config.json
+        about = json.loads((folder / 'config.json').read_text())
+        about['pretrained_cfg'] |= self.config
+        (folder / 'config.json').write_text(json.dumps(about))
+
+    def __call__(self, images, return_tensors):
+        change = timm.data.create_transform(**self.config)
+        images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return tf.BatchFeature({'pixel_values': torch.stack([change(i) for i in images])})
+
+
+class Saved:
+    "An architecture of timm with small layers, saved as on the hub"
+
+    def __init__(self, name, **args):
+        self.args, self.model = args, timm.create_model(name, **args)
+
+    def eval(self):
+        self.model.eval()
+        return self
+
+    def named_parameters(self):
+        return self.model.named_parameters()
+
+    def save_pretrained(self, folder):
+        timm.models.save_for_hf(self.model, folder, model_args=self.args, safe_serialization=True)
+
+    def __call__(self, pixels):  # the vector in front of timm's classifier
+        model = deepcopy(self.model)
+        if hasattr(model, 'set_input_size'):
+            model.set_input_size(img_size=tuple(pixels.shape[-2:]))
+        return model.forward_head(model.forward_features(pixels), pre_logits=True)
+
+
+TINY_VIT = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
 BIT, VIDEO = tf.BitImageProcessor, tf.VideoMAEImageProcessor
 # name -> model, its processor, and the vector that the library itself calls the feature
 CASES = {
@@ -190,6 +237,23 @@ CASES = {
         first,
     ),
 }
+TIMM = {
+    'timm vit': ('vit_tiny_patch16_224', TINY_VIT),
+    'timm vit registers': ('vit_tiny_patch16_224', TINY_VIT | dict(reg_tokens=3)),
+    'timm vit mean': ('vit_tiny_patch16_224', TINY_VIT | dict(global_pool='avg', fc_norm=True)),
+    'timm eva': ('eva02_tiny_patch14_224', TINY_VIT),
+    'timm siglip': ('vit_base_patch16_siglip_224', TINY_VIT),
+    'timm swin': (
+        'swin_tiny_patch4_window7_224',
+        dict(
+            img_size=32, patch_size=4, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4
+        ),
+    ),
+}
+CASES |= {
+    name: (lambda model=model, args=args: Saved(model, **args), TimmProcessor, lambda m, x: m(x))
+    for name, (model, args) in TIMM.items()
+}
 # families whose library model must be told that positions are to be resampled
 GROWS = 'clip', 'metaclip', 'siglip', 'ijepa', 'videoprism', 'vivit'
 
@@ -245,7 +309,8 @@ def test_contract(case):
     assert backbone.weights.startswith(folder.name + '@sha256:')
     assert out.cls.dtype == out.tokens.dtype == torch.float32
     assert backbone.encode(frames(size=32), tokens=False).tokens is None
-    if backbone.kind == 'image' and backbone.prefix:
+    pooled = 'mean', 'eva'  # timm's heads read the mean beside a CLS
+    if backbone.kind == 'image' and backbone.prefix and not folder.name.endswith(pooled):
         assert torch.equal(out.tokens[:, :, 0], out.cls)
 
 
@@ -385,7 +450,7 @@ def test_missing_tensor(copy):
     name = next(k for k in used if '.0.' in k and tensors[k].ndim == 2 and 'predictor' not in k)
     del tensors[name]
     save_file(tensors, copy / 'model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(InputError, match='lacks 1 tensors'):
+    with pytest.raises(InputError, match='lacks 1 tensors|Missing key'):
         load_backbone(copy, n_frames=4)
 
 
@@ -414,10 +479,43 @@ def dinov2(tmp_path):
     return tmp_path / 'd'
 
 
-def test_pickles_are_refused(dinov2):
+def test_pickles_only_when_asked_for(dinov2):
+    safe = load_backbone(dinov2, precision='fp32')
     torch.save(load_file(dinov2 / 'model.safetensors'), dinov2 / 'pytorch_model.bin')
     (dinov2 / 'model.safetensors').unlink()
-    with pytest.raises(InputError, match='model\\*.safetensors'):
+    with pytest.raises(InputError, match='if you trust its source, allow_pickle=True'):
+        load_backbone(dinov2)
+    trusted = load_backbone(dinov2, allow_pickle=True, precision='fp32')
+    assert trusted.weights == safe.weights  # the same tensors
+    x = frames(size=32)
+    assert torch.equal(trusted.encode(x).tokens, safe.encode(x).tokens)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ('this must not run',)
+
+
+def test_a_pickle_that_is_a_program_is_not_run(dinov2, capsys):
+    (dinov2 / 'model.safetensors').unlink()
+    torch.save({'weight': Evil()}, dinov2 / 'pytorch_model.bin')
+    with pytest.raises(InputError, match='Not a whole bin file'):
+        load_backbone(dinov2, allow_pickle=True)
+    assert 'must not run' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'about, reason',
+    [
+        ({'model_type': 'siglip2_vision_model'}, 'a checkpoint of fixed size'),
+        ({'model_type': 'pe_video'}, 'timm:vit_pe_core'),
+        ({'model_type': 'VideoMAEv2_Base', 'auto_map': {}}, 'its code would have to be run'),
+    ],
+)
+def test_refused_with_a_reason(dinov2, about, reason):
+    config = json.loads((dinov2 / 'config.json').read_text())
+    (dinov2 / 'config.json').write_text(json.dumps(config | about))
+    with pytest.raises(InputError, match=reason):
         load_backbone(dinov2)
 
 
@@ -532,6 +630,135 @@ def test_no_hub_in_reach(hub_cache, monkeypatch):
     )
     with pytest.raises(InputError, match='OSError: unreachable'):
         load_backbone('clip')
+
+
+def test_pickles_of_the_hub(hub_cache, no_network, dinov2, tmp_path):
+    snapshot = tmp_path / 'cache/models--facebook--dinov2-base/snapshots' / hub_cache
+    torch.save(load_file(snapshot / 'model.safetensors'), snapshot / 'pytorch_model.bin')
+    (snapshot / 'model.safetensors').unlink()
+    with pytest.raises(InputError, match='allow_pickle=True'):
+        load_backbone('dinov2')
+    assert load_backbone('dinov2', allow_pickle=True).weights.endswith(hub_cache)
+
+
+# timm
+
+
+@pytest.fixture(scope='module')
+def tiny_timm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('timm') / 'tiny'
+    name = 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return name, folder, model
+
+
+def test_timm_by_name_from_a_folder_a_file_or_the_cache(tiny_timm, tmp_path, monkeypatch):
+    name, folder, _ = tiny_timm
+    here = load_backbone(f'timm:{name}', weights=folder)
+    file = load_backbone(f'timm:{name}', weights=folder / 'model.safetensors')
+    commit = 'c' * 40
+    repo = tmp_path / f'models--timm--{name}'
+    (repo / 'refs').mkdir(parents=True)
+    (repo / 'refs' / 'main').write_text(commit)
+    shutil.copytree(folder, repo / 'snapshots' / commit)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    hub = load_backbone(f'timm:{name}')
+    assert hub.weights == f'timm/{name}@{commit}'
+    assert here.weights.startswith('tiny@sha256:')
+    assert file.weights.startswith('model.safetensors@sha256:')
+    x = frames(1, 1, 224)
+    assert torch.equal(here.encode(x).tokens, file.encode(x).tokens)
+    assert torch.equal(here.encode(x).tokens, hub.encode(x).tokens)
+
+
+def test_timm_reads_pixels_as_timm_does(tiny_timm):
+    name, folder, model = tiny_timm
+    backbone = load_backbone(f'timm:{name}', weights=folder, precision='fp32')
+    x = frames(1, 2, backbone.size)
+    change = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    images = [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in x[0]]
+    normalise = change.transforms[-2:]  # to a tensor, mean and deviation
+    pixels = torch.stack([normalise[1](normalise[0](i)) for i in images])
+    torch.testing.assert_close(backbone.pixels.normalise(x[0], torch.float32), pixels)
+    assert backbone.transform.resize == change.transforms[0].size == 248  # 224 / 0.9
+
+
+def test_timm_refuses(tmp_path):
+    with pytest.raises(InputError, match='does not fit the contract'):
+        load_backbone('timm:mobilenetv3_small_100', weights='random')
+    with pytest.raises(InputError, match='Unknown timm encoder'):
+        load_backbone('timm:vit_small_patch14_dinov22')
+    with pytest.raises(InputError, match='a directory or .safetensors'):
+        load_backbone('timm:vit_tiny_patch16_224', weights=tmp_path / 'none.bin')
+
+
+def test_maps_of_timm_are_tokens(tmp_path):
+    tiny = dict(depths=(1,) * 4, dims=(8, 16, 24, 32))
+    torch.manual_seed(0)
+    saved = Saved('convnext_tiny', **tiny).eval()
+    saved.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, size=128, precision='fp32')
+    assert (backbone.grid, backbone.prefix) == ((4, 4), 0)
+    x = frames(1, 2, 128)
+    out, pixels = backbone.encode(x), backbone.pixels.normalise(x[0], torch.float32)
+    with torch.inference_mode():
+        norm = saved.model.head.norm(saved.model.forward_features(pixels))  # (2, D, 4, 4)
+        torch.testing.assert_close(out.cls[0], saved(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.tokens[0, 1, 7], norm[1, :, 1, 3], atol=1e-5, rtol=1e-5)
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(InputError, match=r"pip install 'fmhar\[timm\]'"):
+        load_backbone('timm:vit_tiny_patch16_224', weights='random')
+    with pytest.raises(InputError, match='need the package timm'):
+        backbones.list_backbones('timm:*')
+
+
+def test_timm_encoders_are_listed():
+    table = backbones.list_backbones('timm:vit_small*dinov2*').set_index('name')
+    row = table.loc['timm:vit_small_patch14_dinov2.lvd142m']
+    assert (row.dim, row['size'], row.licence) == (384, 518, 'apache-2.0')
+
+
+# Devices and compilation
+
+
+@pytest.mark.parametrize(
+    'rank, n_gpus, device', [(None, 2, 'cuda:0'), ('1', 2, 'cuda:1'), ('3', 1, 'cuda:0')]
+)
+def test_each_process_takes_its_own_gpu(monkeypatch, rank, n_gpus, device):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: n_gpus)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    if rank is not None:
+        monkeypatch.setenv('LOCAL_RANK', rank)
+    assert str(backbones.pick_device('auto')) == device
+    assert str(backbones.pick_device('cpu')) == 'cpu'
+
+
+def compiles(folder, backend):
+    x = frames(1, 2, size=32)
+    usual = load_backbone(folder, precision='fp32')
+    compiled = load_backbone(folder, precision='fp32', compile=backend)
+    torch.testing.assert_close(
+        compiled.encode(x).tokens, usual.encode(x).tokens, atol=1e-5, rtol=1e-5
+    )
+    assert compiled.identity['compiled'] and 'compiled' not in usual.identity
+
+
+def test_compile_without_a_compiler(dinov2):
+    compiles(dinov2, 'aot_eager')
+    with pytest.raises(InputError, match='leave `compile` out'):
+        load_backbone(dinov2, compile='eager', layers=(0,))
+
+
+@pytest.mark.slow
+def test_compile(dinov2):
+    compiles(dinov2, True)
 
 
 # The demo's encoder
