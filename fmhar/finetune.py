@@ -745,7 +745,13 @@ FROM_SCRATCH = FinetuneRecipe(
     resize=72,
     crop=64,
 )
-SWIN_FROM_SCRATCH = replace(FROM_SCRATCH, lr=5e-4, backbone_lr=5e-4)
+SWIN_FROM_SCRATCH = replace(
+    FROM_SCRATCH,
+    lr=5e-4,
+    backbone_lr=5e-4,
+    resize=64,
+    crop=56,  # 14 x 14 patches: two of its windows of 7 without padding
+)
 SIZES = {
     'quick': dict(epochs=2, frames_kept=16, resize=48, crop=40),
     'demo': {},

@@ -396,9 +396,10 @@ def table7(
 # %% ../nbs/15_tables.ipynb #7f5379d4
 STYLE = """
 .fmhar-table { overflow-x: auto; }
-.fmhar-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.fmhar-table caption { text-align: left; font-weight: bold; padding: .4em .55em; }
-.fmhar-table th, .fmhar-table td { padding: .15em .55em; text-align: right; white-space: nowrap; }
+.fmhar-table table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+  font-size: 90%; }
+.fmhar-table caption { text-align: left; font-weight: bold; padding: .4em; }
+.fmhar-table th, .fmhar-table td { padding: .15em .4em; text-align: right; white-space: nowrap; }
 .fmhar-table td { vertical-align: top; }
 .fmhar-table .name { text-align: left; }
 .fmhar-table thead th { text-align: center; }
