@@ -454,8 +454,8 @@ def ranking(sure: Jackknife) -> str:
     if np.isnan(low):
         return f'{text}; how sure that is, one {sure.cluster} cannot say.'
     verdict = 'beyond' if low > 0 else 'within'
-    return (f'{text}: {100 * d:.0f} points apart, {verdict} what {sure.n_clusters} of '
-            f'{sure.cluster} leave open among all pairs ({100 * low:.0f} to {100 * high:.0f}).')  # fmt: skip
+    return (f'{text}: {100 * d:.0f} points apart, {verdict} what {sure.n_clusters} '
+            f'{sure.cluster}s leave open among all pairs ({100 * low:.0f} to {100 * high:.0f}).')  # fmt: skip
 
 
 def erasing(difference: float, low: float, high: float, n_clusters: int, cluster: str) -> str:
@@ -466,4 +466,4 @@ def erasing(difference: float, low: float, high: float, n_clusters: int, cluster
         return f'{text}; from one {cluster} nothing follows for others.'
     kind = 'a gain' if low > 0 else 'a loss' if high < 0 else 'no change that is sure'
     span = f'{100 * low:+.1f} to {100 * high:+.1f}'
-    return f'{text} ({span}): {kind}, from {n_clusters} of {cluster}.'
+    return f'{text} ({span}): {kind}, from {n_clusters} {cluster}s.'

@@ -302,7 +302,7 @@ def test_the_sentences_follow_from_the_numbers(n, people):
     if people == 1:
         assert 'nothing follows' in texts[0]
     elif n == 3:
-        assert 'beyond what 6 of subject leave open' in texts[1]
+        assert 'beyond what 6 subjects leave open' in texts[1]
         above = (sure.intervals().query("measure == 'view_probe'").low > 1 / 3).sum()
         assert f'for {above} of 3 the interval lies above' in texts[0]
 
@@ -311,7 +311,7 @@ def test_a_difference_that_is_none_is_called_within():
     kinds, table = made()
     noise = 0.01 * np.random.default_rng(2).normal(size=kinds['b'].shape)
     sure = inv.invariance({'one': kinds['b'], 'two': kinds['b'] + noise}, table)
-    assert 'within what 6 of subject leave open' in inv.ranking(sure)
+    assert 'within what 6 subjects leave open' in inv.ranking(sure)
 
 
 def test_erasing_in_words():
