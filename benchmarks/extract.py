@@ -8,13 +8,17 @@
 
     python benchmarks/extract.py --backbone dinov2-small-imgfocus
     python benchmarks/extract.py --backbone facebook/dinov2-base --weights random
+    python benchmarks/extract.py --compile   # also the forward under torch.compile
+    python benchmarks/extract.py --device cuda --backbone facebook/dinov2-large --weights random
 """
 
 import argparse
 import os
 import resource
 import shutil
+import subprocess
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -135,6 +139,28 @@ def processor_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
+class Utilisation:
+    "Samples of what the driver calls the GPU's utilisation, in percent, while the block runs"
+
+    def __init__(self, device):
+        self.device, self.samples, self.done = device, [], threading.Event()
+
+    def __enter__(self):
+        if self.device.type == 'cuda':
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def _watch(self):
+        gpu = torch.cuda.get_device_properties(self.device).uuid
+        ask = 'nvidia-smi', '-i', f'GPU-{gpu}', '--query-gpu=utilization.gpu'
+        while not self.done.wait(0.2):
+            out = subprocess.run([*ask, '--format=csv,noheader,nounits'], capture_output=True)
+            self.samples += [float(out.stdout)] if out.returncode == 0 else []
+
+    def __exit__(self, *error):
+        self.done.set()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -147,6 +173,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--workers', type=int, nargs='*', help='decoding threads of (b)')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--compile', action='store_true', help='also the forward, compiled')
     args = parser.parse_args()
 
     root = Path(tempfile.mkdtemp())
@@ -156,6 +183,12 @@ def main():
     device = backbone.device
     frames = torch.randint(256, (backbone.batch_size, 3, backbone.size, backbone.size))
     frames = frames.to(torch.uint8)
+
+    compiled = None
+    if args.compile:
+        options = dict(weights=args.weights, device=args.device)
+        compiled = load_backbone(args.backbone, **options, compile=True)
+        compiling = clock(lambda: bare_forward(frames, compiled, 1), device)[0]
 
     source = find_source(args.backbone, args.weights, None)
     build = partial(random_weights, seed=0) if args.weights == 'random' else load_weights
@@ -173,12 +206,15 @@ def main():
 
     n_frames = len(clips) * 16
     passes = max(1, n_frames // len(frames))
+    utilisation = []
     seconds = {}  # name -> (wall, processor) seconds a frame, of each round
     for r in range(args.rounds):
         work = {
             'forward alone': lambda: bare_forward(frames, backbone, passes),
             'decode alone': lambda: bare_decode(clips, backbone.transform),
         }
+        if compiled is not None:
+            work['forward, compiled'] = lambda: bare_forward(frames, compiled, passes)
         for w in args.workers or [None]:
             store = FeatureStore(root / f'store{r}-{w}')
             options = dict(n_clips=1, tokens=True, workers=w, progress=False)
@@ -187,8 +223,11 @@ def main():
             clips, model, processor, root, device, os.cpu_count()
         )
         for name, job in work.items():
-            n = passes * len(frames) if name == 'forward alone' else n_frames
-            seconds.setdefault(name, []).append([t / n for t in clock(job, device)])
+            n = passes * len(frames) if name.startswith('forward') else n_frames
+            with Utilisation(device) as used:
+                seconds.setdefault(name, []).append([t / n for t in clock(job, device)])
+            if name.startswith('ours'):
+                utilisation += used.samples
 
     table = pd.DataFrame({name: np.median(v, 0) for name, v in seconds.items()}).T
     table.columns = ['wall', 'processor']
@@ -196,7 +235,8 @@ def main():
     on_cpu = device.type == 'cpu'  # there both use the same cores
     table.loc['limit'] = alone.sum() if on_cpu else alone.max()
     most = peak(backbone.precision, device)
-    shown = pd.DataFrame({'frames/s': 1 / table.wall})
+    shown = pd.DataFrame({'clips/s': 1 / 16 / table.wall, 'frames/s': 1 / table.wall})
+    shown['of the forward'] = table.wall['forward alone'] / table.wall
     shown['of the limit'] = table.wall['limit'] / table.wall
     shown['x usual'] = table.wall['usual recipe'] / table.wall
     shown[f'of {backbone.precision} peak'] = per_frame / table.wall / most
@@ -208,6 +248,10 @@ def main():
     print(f'{machine}, {torch.get_num_threads()} threads; {args.size[0]} x {args.size[1]} H.264')
     print(f'{per_frame / 1e9:.1f} GFLOP a frame; a large product {most / 1e9:.0f} GFLOP/s')
     print(shown.round(2).to_string())
+    if compiled is not None:
+        print(f'torch.compile took {compiling:.0f} s for the first pass')
+    if utilisation:
+        print(f'GPU utilisation in (b): {np.mean(utilisation):.0f} %')
     shutil.rmtree(root)
 
 
