@@ -818,6 +818,8 @@ def fill(
         claims.settle()
         assert not claims.held, 'a part that is neither stored nor broken'
         if claims.open:
+            if claims.bar is not None:
+                claims.bar.set_postfix_str('waiting for other processes')
             time.sleep(PAUSE)
             spent['wait'] += PAUSE
     return mine, errors

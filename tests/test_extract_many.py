@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +225,31 @@ def test_an_error_lets_go_of_all_claims(data, tmp_path, monkeypatch, workers):
     for path in locks:
         FileLock(path).acquire(blocking=False)
     assert tiny(data, tmp_path, workers=workers).counts['clips'] > 80
+
+
+def test_eight_share_evenly_and_once(tmp_path):
+    "Threads in place of processes: the locks belong to the open files, so they are as foreign"
+    took = [[] for _ in range(8)]
+
+    def work(i):
+        jobs = [Job('v', 'image', {f'k{n}': (n,)}, claim=f'c{n}') for n in range(48)]
+        store = FeatureStore(tmp_path)
+        with Claims(store, jobs, ['cls']) as claims:
+            while claims.open:
+                for job in claims.free():
+                    time.sleep(0.02)  # the forward pass
+                    store.put(list(job.clips), features.Features(np.ones((1, 2, 3), np.float32)))
+                    took[i] += job.clips
+                    claims.settle()
+                claims.settle()
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert sorted(k for keys in took for k in keys) == sorted(f'k{n}' for n in range(48))
+    assert min(map(len, took)) >= 2
+    assert len(content(FeatureStore(tmp_path), tokens=False)) == 48
+    assert list((tmp_path / '.claims').iterdir()) == []
 
 
 def test_a_whole_store_is_only_read(data, tmp_path, monkeypatch):
