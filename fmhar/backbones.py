@@ -785,7 +785,7 @@ def timm_source(
     config = dict(architecture=model.split('.')[0], pretrained_cfg=about.to_dict(remove_null=True))
     return timm_files(config, files, identity)
 
-# %% ../nbs/04_backbones.ipynb #d0693925
+# %% ../nbs/04_backbones.ipynb #5576db81
 def timm_files(about: dict, files: list[Path], weights: str) -> Source:
     "An encoder of timm from its configuration"
     timm, own = timm_library(), about['pretrained_cfg']
@@ -800,7 +800,7 @@ def timm_files(about: dict, files: list[Path], weights: str) -> Source:
     pixels = replace(pixels, mean=tuple(pixels.mean), std=tuple(pixels.std))
     return Source(FAMILIES['timm'], config | dict(files=files), pixels, weights)
 
-
+# %% ../nbs/04_backbones.ipynb #d0693925
 def timm_model(
     config: dict,  # architecture, model_args, pretrained_cfg; files: none for random weights
 ) -> nn.Module:  # float32
@@ -980,7 +980,7 @@ def list_backbones(
         raise unknown('backbone', pattern, [*SHORT_NAMES, *CHECKPOINTS, 'timm:...'])
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/04_backbones.ipynb #49f2f3e2
 @cache
 def describe(name: str) -> dict:
     "Shapes, size and cost of a known checkpoint"
