@@ -3,7 +3,7 @@
 The store finds each clip by its key, in many shards; the plain map is one file, indexed by row. Both
 give an array of their own. `warm`: from the page cache, as in every epoch but the first. `cold`: the
 kernel was asked to forget the files before every batch. The ways take turns, so that other work on the
-machine disturbs all alike; rates are medians over all batches.
+machine disturbs all alike; rates are those of the lower quartile of the times.
 
     python benchmarks/store.py                     # ViT-B at 224 px: CLS 24 KiB a clip, tokens 6 MiB
     python benchmarks/store.py --tokens 65 --clips 800
@@ -50,7 +50,7 @@ def forget(folder: Path):
 
 
 def measure(folder: Path, store: FeatureStore, keys: list[str], name: str, cold: bool, args):
-    "Median seconds a batch: from the store, from the plain map"
+    "Seconds a batch: from the store, from the plain map"
     rng, seconds = np.random.default_rng(1), {'store': [], 'memmap': []}
     read = store.tokens if name == 'tokens' else store.cls
     plain = np.load(folder / 'plain.npy', mmap_mode='r')
@@ -73,7 +73,7 @@ def measure(folder: Path, store: FeatureStore, keys: list[str], name: str, cold:
     later = slice(
         0 if cold else len(seconds['store']) // 2, None
     )  # warm: all pages are mapped by then
-    return [float(np.median(s[later])) for s in seconds.values()]
+    return [float(np.percentile(s[later], 25)) for s in seconds.values()]
 
 
 def main():
