@@ -238,11 +238,19 @@ class Stage:
         self.exp, self.device, self.progress, self.us = exp, device, progress, processes()
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self.clock, self.store = Clock(out / 'stages.json'), FeatureStore(out / 'features')
-        self.tokens = any(FUSIONS[f].tokens == 'all' for f in exp.fusions)
-        self.streams = self.tokens and not exp.keep_tokens
         self.choice = {k: getattr(exp, k) for k in ('n_clips', 'n_train_clips', 'n_crops', 'seed')}
         self.read = {k: getattr(exp, k) for k in ('decoder', 'identity')}
         self.origin = []
+
+    @property
+    def tokens(self) -> bool:
+        "Does any head read all tokens?"
+        return any(FUSIONS[f].tokens == 'all' for f in self.exp.fusions)
+
+    @property
+    def streams(self) -> bool:
+        "Do the test views' tokens stay off the disk?"
+        return self.tokens and not self.exp.keep_tokens
 
     def features(self, segments: pd.DataFrame) -> Extraction:
         "Store what training reads, and the test views where they do not stream"

@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fmhar.cli import app
+from fmhar.closed_form import METHODS
 from fmhar.errors import InputError
 from fmhar.fusion import TABLE_3
 from fmhar.synthetic import SyntheticConfig, write_synthetic
@@ -43,9 +44,9 @@ def quick(tmp_path_factory):
 def test_the_demo_leaves_what_it_says(quick):
     out, printed = quick
     table = pd.read_csv(out / 'table3.csv')
-    assert len(table) == 14 and table['Group'].iloc[-1] == 'Random Baseline'
+    assert len(table) == 13 + 3 + 1 and table['Group'].iloc[-1] == 'Random Baseline'
     rows = pd.read_csv(out / 'rows.csv')
-    assert set(rows.probe) == {*TABLE_3, 'random'} and rows.view.nunique() == 6 + 1
+    assert set(rows.probe) == {*TABLE_3, *METHODS, 'random'} and rows.view.nunique() == 6 + 1
     assert rows.balanced_accuracy.between(0, 1).all()
     for name in ('figure3_embeddings', 'figure4_views', 'figure5_examples'):
         with Image.open(out / f'{name}.png') as im:
@@ -59,21 +60,25 @@ def test_the_record_tells_settings_time_and_failures(quick):
     assert record['backbone']['name'] == 'dinov2-small-imgfocus'
     assert record['settings']['n_frames'] == 16 and record['failed'] == []
     stages = {s['stage']: s for s in record['stages']}
-    assert stages['features']['rate'] > 0 and stages['features']['unit'] == 'frames'
+    for stage, unit in {'render the videos': 'frames', 'features': 'frames', 'train the bank': 'clips',
+                        'test views': 'frames'}.items():  # fmt: skip
+        assert stages[stage]['rate'] > 0 and stages[stage]['unit'] == unit
+    assert stages['load backbone']['rate'] is None
+    assert 'NaN' not in (quick[0] / 'run.json').read_text()
     assert sum(s['share'] for s in record['stages']) == pytest.approx(100)
     assert 'torch' in record['versions']
 
 
 def test_killed_again_and_again_it_ends_at_the_same_rows(quick, tmp_path):
     command = [FMHAR, 'demo', '--quick', '--out', tmp_path]
-    stages = ['drive_act', 'features', 'runs']  # kill once each of these has begun
-    for stage in stages:
+    begun = ['drive_act/**/*.*', 'features/*.*', 'runs/*/*.*', 'runs/*/predictions.parquet']
+    for stage in begun:  # the last: the figures
         p = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while p.poll() is None and not any((tmp_path / 'quick' / stage).rglob('*.*')):
+        while p.poll() is None and not any((tmp_path / 'quick').glob(stage)):
             time.sleep(0.05)
-        time.sleep(0.7)
+        time.sleep(0.3)
         os.killpg(p.pid, signal.SIGKILL)
         assert p.wait() == -signal.SIGKILL, 'it had finished before it could be killed'
     subprocess.run(command, check=True, capture_output=True)
