@@ -30,13 +30,14 @@ def fill(folder: Path, n: int, n_tokens: int, dim: int) -> tuple[FeatureStore, l
     rng, keys = np.random.default_rng(0), [f'{i:020x}' for i in range(n)]
     writer = ShardWriter(FeatureStore(folder / 'store'))
     shape = (n, T, n_tokens, dim) if n_tokens else (n, T, dim)
-    plain = np.lib.format.open_memmap(folder / 'plain.npy', 'w+', np.float16, shape)
-    for i, key in enumerate(keys):
-        row = rng.integers(-1000, 1000, shape[1:], np.int16).astype(np.float16)
-        plain[i] = row
-        writer.add(key, row[:, 0] if n_tokens else row, row if n_tokens else None)
+    with open(folder / 'plain.npy', 'wb') as plain:  # written as the shards are: that decides how
+        header = dict(descr='<f2', fortran_order=False, shape=shape)  # the kernel keeps its pages
+        np.lib.format.write_array_header_1_0(plain, header)
+        for key in keys:
+            row = rng.integers(-1000, 1000, shape[1:], np.int16).astype(np.float16)
+            plain.write(row)
+            writer.add(key, row[:, 0] if n_tokens else row, row if n_tokens else None)
     writer.flush()
-    plain.flush()
     return FeatureStore(folder / 'store'), keys
 
 
