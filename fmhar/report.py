@@ -292,7 +292,7 @@ def to_markdown(
         lines.append('| ' + ' | '.join(row[1:]) + ' |')
     return '\n'.join(lines)
 
-# %% ../nbs/15_report.ipynb #3b77098b
+# %% ../nbs/15_report.ipynb #e52b3b8c
 def footnotes(
     rows: pd.DataFrame,  # what the table was made from
     *,
@@ -306,7 +306,7 @@ def footnotes(
     pairs = 'In Pairs: telling the two classes of a symmetric pair apart; guessing scores 50.'
     return [*notes[:3], pairs, *notes[3:]]
 
-
+# %% ../nbs/15_report.ipynb #3b77098b
 def run_notes(
     rows: pd.DataFrame,
     *,

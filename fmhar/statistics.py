@@ -18,7 +18,7 @@ from .errors import InputError, unknown
 from .evaluation import Predictions
 from .metrics import top_k_hits
 
-# %% ../nbs/11_statistics.ipynb #5e939dbc
+# %% ../nbs/11_statistics.ipynb #f5a26335
 def hits(
     y_true: np.ndarray,  # (n,) class indices
     logits: np.ndarray,  # (n, C)
@@ -31,7 +31,7 @@ def hits(
         raise unknown('metric', metric, ['balanced_accuracy', 'top1', 'top5'])
     return top_k_hits(y_true, logits, int(metric[3:]))
 
-
+# %% ../nbs/11_statistics.ipynb #4d7e1888
 def cluster_counts(
     predictions: Predictions,
     cluster: str,  # column that names the resampling unit, e.g. 'subject'

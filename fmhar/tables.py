@@ -8,7 +8,7 @@ __all__ = ['Runs', 'SELF_ATTENTION', 'ROWS_6', 'ROWS_7', 'TYPES', 'BY_NAME', 'CA
            'collect_networks', 'measure', 'resampled', 'only', 'line', 'further_group', 'lines', 'Table', 'lay_out',
            'measured_cells', 'printed_view', 'notes_on', 'about_intervals', 'table2', 'linear', 'table3', 'table4',
            'of_caption', 'table5', 'table6', 'table7', 'to_html', 'head_html', 'cell_html', 'best_cells', 'flat',
-           'leave', 'compare', 'in_words', 'called']
+           'leave', 'compare', 'shared', 'in_words', 'called']
 
 # %% ../nbs/15_tables.ipynb #c86a9c78
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def of_network(predictions: Predictions, data: str = '') -> Run:
     weights = f'{said["name"]}, first weights {said["weights"]}, {said["note"]}; {how}'
     return Run(predictions, weights, failed if len(failed) else None, data)
 
-
+# %% ../nbs/15_tables.ipynb #40b194f8
 def collect_networks(
     study,  # a `study.Study`, of which something was run
     networks: Mapping[str, dict],  # of `finetune.task_specific`
@@ -373,7 +373,7 @@ def of_caption(table: int, runs: Runs) -> dict:
     "Runs of the dataset that the caption names"
     return {k: r for k, r in runs.items() if k[0] == CAPTIONS[table]['dataset']}
 
-
+# %% ../nbs/15_tables.ipynb #7aa2a4e1
 def table5(runs: Runs, *, notes: Sequence[str] = ()) -> Table:
     "Image and video foundation models on both datasets"
     return lay_out(5, linear(runs), notes=notes)
@@ -518,15 +518,27 @@ def compare(
         return pd.DataFrame(columns=COMPARED)
     asked = {m: there[m] for pair in pairs for m, _ in pair}
     names = [tuple(f'{m}/{h or there[m].probes[0]}' for m, h in pair) for pair in pairs]
-    boot = resampled(side_by_side(asked), metric)
+    both = side_by_side(shared(asked))
+    boot = resampled(both, metric)
     trained = there[pairs[0][0][0]].table.attrs['trained_view']
     df = differences(boot, pairs=names, views=[v for v in (trained, 'novel') if v in boot.views])
     df[['difference', 'low', 'high']] *= 100
     df['view'] = df['view'].map({trained: 'trained', 'novel': 'cross'})
-    return df[COMPARED]
+    return df.assign(segments=len(both.table))[COMPARED]
 
 
-COMPARED = ['a', 'b', 'view', 'difference', 'low', 'high', 'p', 'p_holm', 'n_clusters']
+COMPARED = 'a b view difference low high p p_holm n_clusters segments'.split()
+
+
+def shared(runs: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    "The segments that all answered for: a broken video can cost one run more than another"
+    runs = {m: p.mean_clips() for m, p in runs.items()}
+    keys = {m: pd.MultiIndex.from_frame(p.table[['event', 'view']]) for m, p in runs.items()}
+    common = set.intersection(*map(set, keys.values()))
+    kept = {m: np.array([k in common for k in index]) for m, index in keys.items()}
+    return {
+        m: replace(p, table=p.table[kept[m]], logits=p.logits[:, kept[m]]) for m, p in runs.items()
+    }
 
 # %% ../nbs/15_tables.ipynb #0de0c856
 def in_words(

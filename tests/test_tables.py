@@ -427,6 +427,18 @@ def test_comparisons_are_paired_with_holm_over_all_that_was_run():
     assert swin.difference == pytest.approx(plain - six['Video Swin'])
 
 
+def test_what_one_run_lost_is_left_out_of_a_comparison_and_counted():
+    pair = [(('X-CLIP', None), ('VideoMAE', None))]
+    whole = tables.compare(RUNS, 'Drive&Act', pair)
+    p = RUNS['Drive&Act', 'X-CLIP'].predictions
+    lost = p.table.event.isin(['e3', 'e4', 'e9']) & (p.table['view'] == 'ceiling')
+    lost = lost.to_numpy()
+    broken = Predictions(p.table[~lost], p.logits[:, ~lost], p.probes, p.classes)
+    fewer = tables.compare(RUNS | {('Drive&Act', 'X-CLIP'): Run(broken, 'w')}, 'Drive&Act', pair)
+    assert (whole.segments == 24 * 6).all() and (fewer.segments == 24 * 6 - 3).all()
+    assert fewer.difference[0] == whole.difference[0] and fewer.difference[1] != whole.difference[1]
+
+
 def test_words_follow_the_numbers():
     row = dict(a='CLIP/lstm', b='Video Swin/video_swin', view='cross', n_clusters=5)
     found = pd.DataFrame(
