@@ -329,7 +329,7 @@ def predict_test(
     failed = self.folder / 'failed.csv'
     return Predictions.load(path), pd.read_csv(failed) if failed.exists() else got.failed.iloc[:0]
 
-
+# %% ../nbs/14_experiments.ipynb #26c8a8e4
 def leave_streamed(streamed: Streamed, folder: Path):
     "Fused vectors and broken videos, beside the predictions"
     vectors = {k: torch.from_numpy(v) for k, v in streamed.vectors.items()}

@@ -6,10 +6,10 @@
 __all__ = ['GROUP', 'OPEN_MAPS', 'TOKEN_TYPES', 'SHARD_BYTES', 'SHARD_SECONDS', 'PART_CLIPS', 'PAUSE', 'as_half', 'pool_tokens',
            'quantise', 'unquantise', 'FeatureStore', 'token_name', 'write_shard', 'shard_files', 'read_entry',
            'read_shard', 'list_shards', 'disk_usage', 'verify_shards', 'remove_shards', 'video_identity',
-           'content_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly', 'encode_clips',
-           'n_units', 'batches', 'encode_batch', 'ShardWriter', 'cut_parts', 'Claims', 'Extraction', 'extract', 'fill',
-           'is_first', 'plan_jobs', 'failures', 'clip_bytes', 'check_space', 'Plan', 'plan', 'measure',
-           'FeatureDataset']
+           'content_identity', 'clip_keys', 'Job', 'Decoded', 'decode', 'decode_ahead', 'Assembly', 'Encoded',
+           'encode_units', 'encode_clips', 'n_units', 'batches', 'encode_batch', 'ShardWriter', 'cut_parts', 'Claims',
+           'Extraction', 'extract', 'fill', 'is_first', 'plan_jobs', 'failures', 'clip_bytes', 'check_space', 'Plan',
+           'plan', 'measure', 'FeatureDataset']
 
 # %% ../nbs/05_features.ipynb #5ab07172
 import os
@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -458,13 +458,15 @@ def decode_ahead(
     workers: int,  # threads; 0 decodes here, when a unit is asked for
     waiting: int = 64,  # units decoded ahead, at most
     decoder: str = 'pyav',
-) -> Iterator[Decoded]:
+    then: Callable[[Iterator[Decoded]], Iterator]
+    | None = None,  # goes on with a thread's units there
+) -> Iterator[Decoded]:  # or what `then` makes of them
     "Units of all jobs, as they come"
     if workers == 0:
-        for job in jobs:
-            yield from decode(job, transform, decoder)
+        units = (unit for job in jobs for unit in decode(job, transform, decoder))
+        yield from units if then is None else then(units)
         return
-    jobs, turn = iter(jobs), threading.Lock()
+    jobs, turn, cores = iter(jobs), threading.Lock(), torch.get_num_threads()
 
     def units():  # of the jobs that one thread gets hold of
         while True:
@@ -474,20 +476,26 @@ def decode_ahead(
                 return
             yield from decode(job, transform, decoder)
 
-    ready, stop = Queue(waiting), threading.Event()
+    def items():
+        if then:
+            torch.set_num_threads(max(1, cores // workers))
+        yield from then(units()) if then else units()
+
+    ready, stop, left = Queue(waiting), threading.Event(), workers
     for _ in range(workers):
-        threading.Thread(target=_hand_over, args=(units(), ready, stop), daemon=True).start()
+        threading.Thread(target=_hand_over, args=(items(), ready, stop), daemon=True).start()
     try:
-        while workers:
+        while left:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:
-                workers -= 1
+                left -= 1
             else:
                 yield item
     finally:
         stop.set()
+        torch.set_num_threads(cores)  # of threads yet to come; each keeps its own number
 
 # %% ../nbs/05_features.ipynb #cebd4ce4
 def _hand_over(items, ready, stop):
@@ -546,7 +554,43 @@ class Assembly:
             return key, np.stack(cls), tokens[0]
         return key, np.stack(cls), np.stack(tokens)
 
-# %% ../nbs/05_features.ipynb #eb837400
+# %% ../nbs/05_features.ipynb #247db99e
+@dataclass
+class Encoded:
+    "A batch that went through the encoder"
+
+    good: list[Decoded]
+    broken: list[Decoded]
+    cls: np.ndarray | None = None  # of the good ones
+    tokens: np.ndarray | None = None
+    forward: float = 0  # seconds
+
+    @property
+    def decoding(self) -> float:  # seconds
+        return sum(item.seconds for item in self.good + self.broken)
+
+    @property
+    def n_frames(self) -> int:
+        return sum(len(item.frames) for item in self.good)
+
+
+def encode_units(
+    units: Iterable[Decoded],
+    n: int,  # in a forward pass
+    backbone: Backbone,
+    tokens: bool,
+    token_pool: int,
+) -> Iterator[Encoded]:
+    "Batch after batch through the encoder"
+    for batch in batches(units, n):
+        done = Encoded(*([i for i in batch if bool(i.error) == e] for e in (False, True)))
+        if done.good:
+            start, frames = time.perf_counter(), [item.frames for item in done.good]
+            done.cls, done.tokens = encode_batch(frames, n, backbone, tokens, token_pool)
+            done.forward = time.perf_counter() - start
+        yield done
+
+# %% ../nbs/05_features.ipynb #2410954e
 def encode_clips(
     jobs: Iterable[Job],
     backbone: Backbone,
@@ -562,23 +606,19 @@ def encode_clips(
     "Each clip as soon as its last frame is encoded; a broken video gives its error"
     spent, parts = Counter() if spent is None else spent, {}
     n = n_units(backbone, batch_size)
-    for batch in batches(decode_ahead(jobs, backbone.transform, workers, 4 * n, decoder), n):
-        spent['decode'] += sum(item.seconds for item in batch)
-        good = [item for item in batch if not item.error]
-        if good:
-            start = time.perf_counter()
-            frames = [item.frames for item in good]
-            cls, out = encode_batch(frames, n, backbone, tokens, token_pool)
-            spent['forward'] += time.perf_counter() - start
-            spent['frames'] += (n_frames := sum(map(len, frames)))
-            if bar is not None:
-                bar.update(n_frames)
-        for i, item in enumerate(good):
+    encode = partial(encode_units, n=n, backbone=backbone, tokens=tokens, token_pool=token_pool)
+    ahead = partial(decode_ahead, jobs, backbone.transform, workers, decoder=decoder)
+    on_cpu = backbone.device.type == 'cpu'
+    for done in ahead(2 * workers, then=encode) if on_cpu else encode(ahead(4 * n)):
+        spent.update(decode=done.decoding, forward=done.forward, frames=done.n_frames)
+        if bar is not None:
+            bar.update(done.n_frames)
+        for i, item in enumerate(done.good):
             if id(item.job) not in parts:
                 parts[id(item.job)] = Assembly(item.job)
             part, unit = parts[id(item.job)], (item.crop, item.unit)
-            yield from part.add(unit, cls[i], None if out is None else out[i])
-        yield from (item for item in batch if item.error)
+            yield from part.add(unit, done.cls[i], None if done.tokens is None else done.tokens[i])
+        yield from done.broken
 
 # %% ../nbs/05_features.ipynb #b25f629d
 def n_units(backbone: Backbone, batch_size: int | None = None) -> int:
@@ -691,6 +731,7 @@ class Claims:
                     yield job
             elif not job.clips:
                 del self.open[claim]
+                self._sweep(claim)
 
     def _take(self, claim):
         lock = FileLock(self.folder / f'{claim}.lock', thread_local=False)
@@ -708,6 +749,16 @@ class Claims:
                 self.held[claim] = lock
             return not self.closed
 
+    def _sweep(self, claim):
+        "Remove the lock of one who died when all was written"
+        if (self.folder / f'{claim}.lock').exists() and self._take(claim):
+            self._let_go(claim)
+
+    def _let_go(self, claim):
+        lock = self.held.pop(claim)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
     def _missing(self, job):
         "What of a part is not stored, as far as is known"
         there = self.store.has_all(job.clips, self.names)
@@ -720,12 +771,11 @@ class Claims:
 
     def settle(self):
         "Let go of parts that are stored, and of broken ones; to be called when all is written"
-        for claim, lock in list(self.held.items()):
+        for claim in list(self.held):
             stored = self.store.has_all(self.open[claim].clips, self.names).all()
             if stored or claim in self.broken:
-                del self.open[claim], self.held[claim]
-                Path(lock.lock_file).unlink(missing_ok=True)
-                lock.release()
+                del self.open[claim]
+                self._let_go(claim)
 
     def __enter__(self):
         return self

@@ -208,7 +208,7 @@ def stream(
     frames = sum(us.gather(collector.spent.pop('frames', 0)))
     return assemble(clips, bank, parts, dict(collector.spent), frames)
 
-
+# %% ../nbs/10_streaming.ipynb #5fcbe328
 def video_parts(
     clips: pd.DataFrame,  # with their `key`
     backbone: Backbone,
