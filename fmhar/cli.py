@@ -119,10 +119,16 @@ def run(
         fusions=tuple(fusion or TABLE_3), recipe=Recipe(epochs=epochs, precision=precision),
         n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, decoder=decoder, identity=identity,
     )  # fmt: skip
-    result = experiments.run(exp, out, workers=workers)
-    if not is_first():  # of the processes of a launch, one speaks
-        return
-    print(f'\n{demo.leave(result, out)}\n\n{result.clock}\n\nTables and figures are in {out}/')
+    splits = dict(exp.reader).get('split')
+    if isinstance(splits, tuple):
+        results, mean = experiments.run_splits(exp, out, splits, workers=workers)
+        result = results[splits[-1]]
+        text = demo.leave_mean(results, mean, out) if is_first() else ''
+    else:
+        result = experiments.run(exp, out, workers=workers)
+        text = demo.leave(result, out) if is_first() else ''
+    if is_first():  # of the processes of a launch, one speaks
+        print(f'\n{text}\n\n{result.clock}\n\nTables and figures are in {out}/')
 
 # %% ../nbs/17_cli.ipynb #08c8b329
 @app.command()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'FIGURE3', 'Scale', 'experiment', 'leave', 'about', 'short', 'leave_tables', 'leave_figures', 'examples',
-           'selected', 'middle_frames', 'leave_record', 'render', 'run_demo', 'describe']
+           'selected', 'middle_frames', 'leave_mean', 'leave_record', 'render', 'run_demo', 'describe']
 
 # %% ../nbs/16_demo.ipynb #1420c4b2
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,21 @@ def middle_frames(
         r.view: next(sweep(r.path, [(r.start + r.end) // 2], transform))[1]
         for r in rows.itertuples()
     }
+
+# %% ../nbs/16_demo.ipynb #3dd85ae1
+def leave_mean(
+    results: dict[int, Result],  # of `experiments.run_splits`
+    rows: pd.DataFrame,  # the mean
+    out: str | Path,  # folder of the table; each split's files go to split_0 ...
+    *,
+    methods: tuple = ('t-SNE', 'UMAP'),  # of figure 3
+) -> str:  # the table, for a terminal
+    "Write what each split leaves, and the table of the mean over splits"
+    for k, result in results.items():
+        leave(result, Path(out) / f'split_{k}', methods=methods)
+    of = replace(next(iter(results.values())), rows=rows)
+    text = leave_tables(of, Path(out))
+    return f'{text}\nMean over the splits {", ".join(map(str, results))}; segments added up.'
 
 # %% ../nbs/16_demo.ipynb #89bf12f6
 def leave_record(result: Result, out: Path):

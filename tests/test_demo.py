@@ -204,3 +204,17 @@ def test_a_full_disk_is_said_without_a_traceback(root):
     p = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
     assert p.returncode == 1
     assert 'Cannot write' in p.stderr and 'Traceback' not in p.stderr
+
+
+def test_the_mean_over_official_splits(root):
+    folders = (root / 'iccv_activities_3s').rglob('*split_0*.csv')
+    for path in list(folders):
+        name = path.name.replace('split_0', 'split_1')
+        path.with_name(name).write_text(path.read_text())
+    result, out = run(root, '--option', 'split=0,1')
+    assert result.exit_code == 0, result.output
+    assert 'Mean over the splits 0, 1' in result.output
+    mean, one = (pd.read_csv(out / f / 'table3.csv') for f in ('.', 'split_0'))
+    pd.testing.assert_frame_equal(mean, one)  # the same split twice
+    counts = [pd.read_csv(out / f / 'rows.csv').n.sum() for f in ('.', 'split_0')]
+    assert counts[0] == 2 * counts[1]
