@@ -98,7 +98,7 @@ def read_segments(
     for name, _ in exp.reader:
         if name not in options:
             raise unknown('option', name, options, where=exp.dataset)
-    segments = READERS[exp.dataset](exp.root, **dict(exp.reader))
+    segments = READERS[exp.dataset](Path(exp.root).resolve(), **dict(exp.reader))
     for name in exp.classes:
         if name not in segments.attrs['classes']:
             raise unknown('class', name, segments.attrs['classes'], where=exp.root)
@@ -327,7 +327,10 @@ def predict_test(
             self.us.once(predictions.save, path)
             self.us.once(shutil.rmtree, self.folder / 'parts', True)
     failed = self.folder / 'failed.csv'
-    return Predictions.load(path), pd.read_csv(failed) if failed.exists() else got.failed.iloc[:0]
+    predictions = Predictions.load(path)
+    now = segments.path.to_dict()  # asked for from another folder, the same file has another path
+    predictions.table['path'] = predictions.table.segment.map(now)
+    return predictions, pd.read_csv(failed) if failed.exists() else got.failed.iloc[:0]
 
 # %% ../nbs/14_experiments.ipynb #26c8a8e4
 def leave_streamed(streamed: Streamed, folder: Path):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,15 @@ def test_a_second_run_computes_nothing(exp, one):
     assert again.extraction.counts['frames'] == 0
     assert 'predictions loaded' in again.origin and 'computed now' in one.origin
     pd.testing.assert_frame_equal(again.rows, one.rows)
+
+
+def test_a_relative_root_is_the_same_from_any_folder(exp, one, tmp_path, monkeypatch):
+    root = Path(exp.root)
+    monkeypatch.chdir(root.parent)
+    here = run(replace(exp, root=root.name), one.folder.parent.parent, **QUIET)
+    assert here.folder == one.folder and 'predictions loaded' in here.origin
+    monkeypatch.chdir(tmp_path)
+    assert all(Path(p).is_file() for p in here.predictions.table.path)
 
 
 def test_everything_is_shown_to_have_been_scored_once(one):
