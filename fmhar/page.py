@@ -225,7 +225,7 @@ def grid(
     "Lay a table out"
     over = [f'the first {LONGEST} of {len(df)} lines'] if len(df) > LONGEST else []
     df = df.head(LONGEST).reset_index(drop=True)
-    group = df.pop('Group').fillna('') if 'Group' in df else pd.Series('', df.index)
+    group = df.pop('Group').astype(object).fillna('') if 'Group' in df else pd.Series('', df.index)
     numeric = {c: pd.api.types.is_numeric_dtype(df[c]) for c in df}
     best = pd.DataFrame({c: best_of(df[c], df.iloc[:, 0]) for c in df})
     lines = [
@@ -402,13 +402,14 @@ def pictures(folder: Path) -> list[Picture]:
 
 # %% ../nbs/16_page.ipynb #f6e6ab8a
 def further_tables(folder: Path) -> list[Grid]:
-    "CSV files in a folder other than those the page makes itself"
-    out = []
-    for path in sorted(folder.glob('*.csv')):
-        if path.stem not in ('rows', 'table3', 'failed'):
-            title = re.sub(r'^table(?=\d)', 'Table ', path.stem.replace('_', ' '))
-            df = with_spans(read_csv(path))
-            out.append(grid(df, title, decimals=2 if any('/' in c for c in df) else None))
+    "CSV files in a folder other than those the page makes itself, and the paper's tables beside ours"
+    out, made = [], ('rows', 'table3', 'failed')
+    paths = [p for p in sorted(folder.glob('*.csv')) if p.stem not in made]
+    for path in paths + sorted((folder / 'tables').glob('*.csv')):
+        title = re.sub(r'^table(?=\d)', 'Table ', path.stem.replace('_', ' '))
+        title += ', beside the paper' if path.parent != folder else ''
+        df = with_spans(read_csv(path))
+        out.append(grid(df, title, decimals=2 if any('/' in c for c in df) else None))
     return out
 
 

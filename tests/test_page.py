@@ -340,3 +340,13 @@ def test_on_a_wide_window_the_tables_are_whole(report, tmp_path):
     assert sizes['over'] == 0
     assert len(sizes['boxes']) > 7
     assert [b for b in sizes['boxes'] if b['inside'] > 0] == []
+
+
+def test_the_paper_s_tables_stand_beside_ours(tmp_path):
+    folder = tmp_path / 'results'
+    (folder / 'tables').mkdir(parents=True)
+    for name in ('.', 'tables'):
+        csv = 'Group,Model,Acc./paper,Acc./ours,Acc./low,Acc./high,Acc./diff.\n,I3D,63.64,39.7,1,90,-23.9\n'
+        (folder / name / 'table6.csv').write_text(csv)
+    titles = [t.title for t in page.further_tables(folder)]
+    assert titles == ['Table 6', 'Table 6, beside the paper']
