@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'Dataset', 'Option', 'View', 'Trained', 'Encoder', 'Weights', 'Size', 'Pool', 'Clips', 'TrainClips',
-           'Crops', 'Decoder', 'Identity', 'Workers', 'stores', 'Store', 'about', 'demo', 'read_options', 'run',
-           'check', 'extract', 'tell_plan', 'tell_extraction', 'ls', 'du', 'verify', 'rm', 'report', 'main']
+           'Crops', 'Decoder', 'Identity', 'Workers', 'stores', 'Store', 'about', 'demo', 'read_options',
+           'run_and_leave', 'run', 'check', 'extract', 'tell_plan', 'tell_extraction', 'ls', 'du', 'verify', 'rm',
+           'report', 'main']
 
 # %% ../nbs/17_cli.ipynb #c1a6d517
 import sys
@@ -81,6 +82,23 @@ Decoder = Annotated[str, typer.Option(help='pyav, torchcodec')]
 Identity = Annotated[str, typer.Option(help='of a video: state, content')]
 Workers = Annotated[int | None, typer.Option(help='decoders; all cores by default')]
 
+# %% ../nbs/17_cli.ipynb #a98edc56
+def run_and_leave(exp, out: Path, workers: int | None):
+    "One split or several; the first process of a launch writes and speaks for all"
+    from fmhar import demo, experiments
+    from fmhar.features import is_first
+
+    splits = dict(exp.reader).get('split')
+    if isinstance(splits, tuple):
+        results, mean = experiments.run_splits(exp, out, splits, workers=workers)
+        result = results[splits[-1]]
+        text = demo.leave_mean(results, mean, out) if is_first() else ''
+    else:
+        result = experiments.run(exp, out, workers=workers)
+        text = demo.leave(result, out) if is_first() else ''
+    if is_first():
+        print(f'\n{text}\n\n{result.clock}\n\nTables and figures are in {out}/')
+
 # %% ../nbs/17_cli.ipynb #e7a042c2
 @app.command()
 def run(
@@ -107,8 +125,7 @@ def run(
     workers: Workers = None,
 ):
     "Table 3 on your own copy of a dataset: train on one view, evaluate on all."
-    from fmhar import demo, experiments
-    from fmhar.features import is_first
+    from fmhar import experiments
     from fmhar.fusion import TABLE_3
     from fmhar.trainer import Recipe
 
@@ -119,16 +136,7 @@ def run(
         fusions=tuple(fusion or TABLE_3), recipe=Recipe(epochs=epochs, precision=precision),
         n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, decoder=decoder, identity=identity,
     )  # fmt: skip
-    splits = dict(exp.reader).get('split')
-    if isinstance(splits, tuple):
-        results, mean = experiments.run_splits(exp, out, splits, workers=workers)
-        result = results[splits[-1]]
-        text = demo.leave_mean(results, mean, out) if is_first() else ''
-    else:
-        result = experiments.run(exp, out, workers=workers)
-        text = demo.leave(result, out) if is_first() else ''
-    if is_first():  # of the processes of a launch, one speaks
-        print(f'\n{text}\n\n{result.clock}\n\nTables and figures are in {out}/')
+    run_and_leave(exp, out, workers)
 
 # %% ../nbs/17_cli.ipynb #08c8b329
 @app.command()

@@ -337,13 +337,14 @@ def test_frozen_and_fit_for_training_on_top(case):
 
 
 def test_same_bits_in_any_company(case):
-    _, backbone, *_ = case
+    folder, backbone, *_ = case
     x = frames(6, size=32)
     whole = backbone.encode(x)
     again = backbone.encode(x.flip(0))
     assert torch.equal(whole.tokens, again.tokens.flip(0))
-    if backbone.model.config.model_type == 'aimv2_vision_model':
-        # its pooling head multiplies one row for each frame, which threads may cut differently
+    pooled = backbone.model.config.model_type == 'aimv2_vision_model'
+    if pooled or folder.name == 'timm-siglip':
+        # their pooling heads multiply one row for each frame, which threads may cut differently
         torch.testing.assert_close(whole.cls, again.cls.flip(0), rtol=1e-4, atol=1e-6)
     else:
         assert torch.equal(whole.cls, again.cls.flip(0))
