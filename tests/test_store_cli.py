@@ -11,7 +11,7 @@ import pytest
 from tiny_set import ENV, content, write_tiny_set
 from typer.testing import CliRunner
 
-import fmhar.demo  # noqa: F401 (imports `run` before a test replaces it)
+import fmhar.demo  # (it imports `run` before a test replaces it)
 from fmhar import cli, features
 from fmhar.errors import InputError
 from fmhar.features import FeatureStore, list_shards, shard_files
