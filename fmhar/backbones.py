@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PROCESSOR_FILES', 'THREE_WAYS', 'PICKLES', 'SHORT_SEQUENCE', 'IN_CACHE', 'GELUS', 'BEFORE_GELU', 'PRECISIONS',
            'IMGFOCUS', 'IMGFOCUS_VERSION', 'IMGFOCUS_HASH', 'IMGFOCUS_CLS', 'IMGFOCUS_NOTE', 'Pixels', 'read_pixels',
-           'weight_files', 'complete', 'says_pixels', 'hub_folder', 'read_tensors', 'tensor_hash', 'attend',
-           'attention', 'PackedLinear', 'can_pack', 'pack_linears', 'pick_device', 'pick_precision', 'quietly',
-           'load_weights', 'lean', 'random_weights', 'remember_positions', 'Given', 'find_blocks', 'read_layers',
-           'Backbone', 'check_frames', 'imgfocus_onnx', 'imgfocus_tensors', 'cache_home', 'imgfocus_folder',
-           'striped_picture', 'Source', 'find_source', 'same_family', 'folder_source', 'known_family', 'timm_library',
-           'timm_source', 'timm_files', 'timm_model', 'timm_size', 'geometry', 'check_input', 'check_layers', 'freeze',
-           'load_backbone', 'list_backbones', 'describe', 'licence']
+           'weight_files', 'complete', 'says_pixels', 'hub_folder', 'read_tensors', 'tensor_hash', 'files_hash',
+           'attend', 'attention', 'PackedLinear', 'can_pack', 'pack_linears', 'pick_device', 'pick_precision',
+           'quietly', 'load_weights', 'lean', 'random_weights', 'remember_positions', 'Given', 'find_blocks',
+           'read_layers', 'Backbone', 'check_frames', 'imgfocus_onnx', 'imgfocus_tensors', 'cache_home',
+           'imgfocus_folder', 'striped_picture', 'Source', 'find_source', 'same_family', 'folder_source',
+           'known_family', 'timm_library', 'timm_source', 'timm_files', 'timm_model', 'timm_size', 'geometry',
+           'check_input', 'check_layers', 'freeze', 'load_backbone', 'list_backbones', 'describe', 'licence']
 
 # %% ../nbs/04_backbones.ipynb #0d6aac6e
 import hashlib
@@ -154,34 +154,43 @@ def hub_folder(
 
 # %% ../nbs/04_backbones.ipynb #3ea70e44
 def read_tensors(
-    path: Path,  # .safetensors or .bin
+    files: list[Path],  # of one checkpoint, .safetensors or .bin
 ) -> dict[str, torch.Tensor]:
-    "The tensors in a file, none of them copied into memory before it is used"
-    try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        raise InputError(
-            f'Not a whole {path.suffix.strip(".")} file of tensors',
-            where=path,
-            found=str(e).splitlines()[0],
-            do='copy or download it again',
-        ) from None
+    "The tensors in the files, none of them copied into memory before it is used"
+    tensors = {}
+    for path in files:
+        try:
+            if path.suffix == '.safetensors':
+                tensors |= load_file(path)
+            else:
+                tensors |= torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as e:
+            raise InputError(
+                f'Not a whole {path.suffix.strip(".")} file of tensors',
+                where=path,
+                found=str(e).splitlines()[0],
+                do='copy or download it again',
+            ) from None
+    return tensors
 
 
 def tensor_hash(
-    files: list[Path],  # of one checkpoint
+    tensors: dict[str, torch.Tensor],
 ) -> str:  # SHA-256, 64 hex digits
-    "Hash of all tensors: names, types, shapes and bytes"
-    digest, tensors = hashlib.sha256(), {}
-    for path in files:
-        tensors |= read_tensors(path)
+    "Hash of names, types, shapes and bytes"
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        t = tensors[name].contiguous()
+        t = tensors[name].detach().cpu().contiguous()
         digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
         digest.update(t.view(-1).view(torch.uint8).numpy() if t.numel() else b'')
     return digest.hexdigest()
+
+
+def files_hash(
+    files: list[Path],  # of one checkpoint
+) -> str:  # the same whether one file holds the tensors or several
+    "Hash of the tensors in the files"
+    return tensor_hash(read_tensors(files))
 
 # %% ../nbs/04_backbones.ipynb #a84da5af
 SHORT_SEQUENCE = 512  # tokens
@@ -616,12 +625,12 @@ def cache_home() -> Path:
 def imgfocus_folder() -> Path:  # a complete checkpoint
     "Build the checkpoint in the cache, unless a whole one is there"
     folder = cache_home() / IMGFOCUS
-    if complete(folder) and tensor_hash(weight_files(folder)) == IMGFOCUS_HASH:
+    if complete(folder) and files_hash(weight_files(folder)) == IMGFOCUS_HASH:
         return folder
     tensors = imgfocus_tensors(imgfocus_onnx())
     with whole_file(folder / 'model.safetensors') as tmp:
         save_file(tensors, tmp)
-    if (found := tensor_hash(weight_files(folder))) != IMGFOCUS_HASH:
+    if (found := files_hash(weight_files(folder))) != IMGFOCUS_HASH:
         raise InputError(
             f'The tensors of {IMGFOCUS} are not the known ones',
             where=folder,
@@ -731,7 +740,7 @@ def folder_source(
             do=PICKLES if complete(folder, allow_pickle=True) else THREE_WAYS,
         )
     files, about = weight_files(folder, allow_pickle), read_json(folder / 'config.json')
-    weights = f'{folder.resolve().name}@sha256:{tensor_hash(files)[:12]}'
+    weights = f'{folder.resolve().name}@sha256:{files_hash(files)[:12]}'
     if 'model_type' not in about and 'architecture' in about:
         return timm_files(about, files, weights)
     return Source(known_family(about, folder), folder, read_pixels(folder), weights)
@@ -781,7 +790,7 @@ def timm_source(
     files = [] if weights == 'random' else [Path(weights)]
     if any(f.suffix != '.safetensors' or not f.is_file() for f in files):
         raise InputError('No weights here', where=weights, expected='a directory or .safetensors')
-    identity = f'{files[0].name}@sha256:{tensor_hash(files)[:12]}' if files else ''
+    identity = f'{files[0].name}@sha256:{files_hash(files)[:12]}' if files else ''
     config = dict(architecture=model.split('.')[0], pretrained_cfg=about.to_dict(remove_null=True))
     return timm_files(config, files, identity)
 
@@ -805,9 +814,7 @@ def timm_model(
     config: dict,  # architecture, model_args, pretrained_cfg; files: none for random weights
 ) -> nn.Module:  # float32
     "timm's model, every tensor from the files"
-    timm, tensors = timm_library(), {}
-    for path in config['files']:
-        tensors |= read_tensors(path)
+    timm, tensors = timm_library(), read_tensors(config['files'])
     loaded = dict(state_dict=tensors, custom_load=False) if tensors else {}
     try:
         model = timm.create_model(

@@ -263,8 +263,16 @@ class Stage:
                 **self.choice, **self.read, **how,
             )  # fmt: skip
             seen['items'] = got.counts['frames']
+        self.must_have(got.clips[got.clips.split == 'train'], got.failed, 'Nothing to train on')
         self.origin.append(f'{got.counts["stored"]} of {len(got.clips)} clips from the store')
         return got
+
+    def must_have(self, clips: pd.DataFrame, failed: pd.DataFrame, what: str):
+        "Stop with the first broken video's message where no clip is left"
+        if not len(clips):
+            first = failed.message.head(1).tolist() or ['no such clip in the annotations']
+            do = f'`fmhar check {self.exp.root}` says what is wrong with each file'
+            raise InputError(f'{what} can be read', found=first[0], do=do)
 
     def planned(self, segments: pd.DataFrame) -> pd.DataFrame:
         "All clips of the run with their keys, whether their videos can be read or not"
@@ -315,10 +323,13 @@ def predict_test(
                 streamed = stream(test, self.backbone, bank, self.store, parts, **how)
                 self.us.once(leave_streamed, streamed, self.folder)
                 predictions, seen['items'] = streamed.predictions, streamed.frames
+                clips, failed = predictions.table, streamed.failed
             else:
-                clips = got.clips[got.clips.split == 'test']
+                clips, failed = got.clips[got.clips.split == 'test'], got.failed
                 test = FeatureDataset(self.store, clips, tokens=self.tokens)
                 predictions, seen['items'] = predict(bank, test, **how), len(clips)
+            trained = clips[clips.view == segments.attrs['trained_view']]
+            self.must_have(trained, failed, 'No test clip of the trained view')
             if exp.companions:
                 train, val = self.data
                 test = FeatureDataset(self.store, predictions.table)

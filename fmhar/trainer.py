@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .backbones import PRECISIONS, Features, pick_device, pick_precision
+from .backbones import PRECISIONS, Features, pick_device, pick_precision, tensor_hash
 from .errors import InputError, unknown
 from .files import fingerprint, whole_file
 from .probe import Probe, ProbeBank
@@ -155,7 +155,7 @@ def start(bank, train, val, recipe, device):
     going = torch.ones(len(bank.probes), dtype=torch.bool, device=device)
     learns = torch.tensor([list(bank.label_sets).index(s.labels) for s in bank.specs])
     run = Run(bank, train, val, recipe, device, me, make_optimizer(bank), going, learns)
-    if len(set(me.gather((identity(run), fingerprint(state_on_cpu(bank)))))) > 1:
+    if len(set(me.gather((identity(run), tensor_hash(bank.state_dict()))))) > 1:
         raise InputError('The processes do not train the same bank, recipe or data set')
     return run
 

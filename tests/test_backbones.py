@@ -336,7 +336,15 @@ def test_frozen_and_fit_for_training_on_top(case):
     assert probe.weight.grad.abs().sum() > 0
 
 
-def test_same_bits_in_any_company(case):
+@pytest.fixture(params=[1, 2], ids=['one thread', 'two threads'])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_same_bits_in_any_company(case, threads):
     folder, backbone, *_ = case
     x = frames(6, size=32)
     whole = backbone.encode(x)

@@ -69,14 +69,24 @@ def test_the_record_tells_settings_time_and_failures(quick):
     assert 'torch' in record['versions']
 
 
-def test_killed_again_and_again_it_ends_at_the_same_rows(quick, tmp_path):
+STAGES = {
+    'filming': 'drive_act/**/*.*',
+    'extracting': 'features/*.*',
+    'training': 'runs/*/*.*',
+    'drawing': 'runs/*/predictions.parquet',
+}
+
+
+@pytest.mark.parametrize(
+    'stages', [['training'], pytest.param(list(STAGES), marks=pytest.mark.slow)], ids=' '.join
+)
+def test_killed_again_and_again_it_ends_at_the_same_rows(stages, quick, tmp_path):
     command = [FMHAR, 'demo', '--quick', '--out', tmp_path]
-    begun = ['drive_act/**/*.*', 'features/*.*', 'runs/*/*.*', 'runs/*/predictions.parquet']
-    for stage in begun:  # the last: the figures
+    for stage in stages:
         p = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while p.poll() is None and not any((tmp_path / 'quick').glob(stage)):
+        while p.poll() is None and not any((tmp_path / 'quick').glob(STAGES[stage])):
             time.sleep(0.05)
         time.sleep(0.3)
         os.killpg(p.pid, signal.SIGKILL)
@@ -182,6 +192,25 @@ def test_a_broken_video_is_listed_and_the_rest_goes_on(root, spoil):
     failed = json.loads((out / 'run.json').read_text())['failed']
     assert [Path(f['path']).name for f in failed] == [video.name] and failed[0]['n_clips'] > 0
     assert '1 videos could not be read' in (out / 'table3.md').read_text()
+
+
+@pytest.mark.parametrize('where', [TRAINED, '.'])
+def test_without_a_readable_training_video_it_says_so(root, where):
+    for video in (root / where).rglob('*.mp4'):
+        rewrite(video, b'this is no video')
+    error = refused(root)
+    assert 'train on' in str(error) and 'fmhar check' in str(error)
+
+
+@pytest.mark.parametrize('view', [TRAINED, '*'])
+@pytest.mark.parametrize('fusion', ['average_pooling', 'cross_attention_all'])
+def test_without_a_readable_test_video_it_says_so(root, view, fusion):
+    for path in root.rglob('midlevel.chunks_90.split_0.test.csv'):
+        if path.parent.match(f'*/{view}'):
+            for name in set(pd.read_csv(path).file_id):
+                rewrite(root / path.parent.name / f'{name}.mp4', b'this is no video')
+    error = refused(root, '--fusion', fusion)
+    assert 'test clip of the trained view' in str(error) and 'fmhar check' in str(error)
 
 
 def test_frames_beyond_the_file_are_named(root):
