@@ -90,7 +90,7 @@ def join(
 ) -> Predictions:  # in the first one's order
     "The probes of all"
     first = predictions[0]
-    keys = [k for k in ('segment', 'clip', 'view', 'label') if k in first.table]
+    keys = [k for k in ('segment', 'clip', 'crop', 'view', 'label') if k in first.table]
     rows, logits = pd.MultiIndex.from_frame(first.table[keys]), []
     for p in predictions:
         known = set(keys) <= set(p.table) and p.classes == first.classes

@@ -137,6 +137,13 @@ def test_it_runs_and_random_weights_are_said_everywhere(root):
     assert set(pd.read_csv(out / 'rows.csv').weights) == {'random(0)'}
 
 
+def test_three_crops(root):
+    result, out = run(root, '--crops', '3', '--class', 'opening_bottle', '--class', 'closing_bottle')
+    assert result.exit_code == 0, result.output
+    rows = pd.read_csv(out / 'rows.csv')
+    assert {'average_pooling', 'ridge'} <= set(rows.fusion)  # a head, and a companion joined to it
+
+
 def test_missing_root(tmp_path):
     assert 'nowhere' in str(refused(tmp_path / 'nowhere'))
 
