@@ -10,8 +10,9 @@ __all__ = ['PROCESSOR_FILES', 'THREE_WAYS', 'PICKLES', 'SHORT_SEQUENCE', 'IN_CAC
            'quietly', 'load_weights', 'lean', 'random_weights', 'remember_positions', 'Given', 'find_blocks',
            'read_layers', 'Backbone', 'check_frames', 'imgfocus_onnx', 'imgfocus_tensors', 'cache_home',
            'imgfocus_folder', 'striped_picture', 'Source', 'find_source', 'same_family', 'folder_source',
-           'known_family', 'timm_library', 'timm_source', 'timm_files', 'timm_model', 'timm_size', 'geometry',
-           'check_input', 'check_layers', 'freeze', 'load_backbone', 'list_backbones', 'describe', 'licence']
+           'known_family', 'timm_library', 'timm_source', 'timm_files', 'timm_model', 'timm_blocks', 'timm_size',
+           'geometry', 'check_input', 'check_layers', 'freeze', 'load_backbone', 'list_backbones', 'describe',
+           'licence']
 
 # %% ../nbs/04_backbones.ipynb #0d6aac6e
 import hashlib
@@ -412,7 +413,7 @@ class Given(nn.Module):
 def find_blocks(family: Family, model: nn.Module) -> tuple[nn.Module, str]:
     "The module that holds the list of blocks, and the list's name in it"
     path, _, name = family.blocks.rpartition('.')
-    for root in (model, model.base_model):  # a model with a head keeps the encoder one level down
+    for root in (model, getattr(model, 'base_model', model)):  # below a head, one level down
         try:
             return root.get_submodule(path), name
         except AttributeError:
@@ -437,7 +438,7 @@ def read_layers(
         family.read(model, pixels)
         outs = []
         for i in layers:
-            setattr(parent, name, nn.ModuleList([Given(caught[i])]))
+            setattr(parent, name, nn.Sequential(Given(caught[i])))  # called, or looped over
             outs.append(family.read(model, pixels))
     finally:
         setattr(parent, name, blocks)
@@ -831,6 +832,13 @@ def timm_model(
     return model
 
 
+def timm_blocks(model: nn.Module) -> str | None:
+    "Where the blocks sit, if each leaves the tokens as many and as wide as they came"
+    stages = [(f['module'], f['reduction'], f['num_chs']) for f in model.feature_info]
+    same = [(f'blocks.{i}', *stages[0][1:]) for i in range(len(stages))]
+    return 'blocks' if stages == same else None
+
+
 def timm_size(model: nn.Module, name: str, size: int):
     "Tell a model of timm its input size"
     if size == model.config.image_size:
@@ -964,9 +972,12 @@ def load_backbone(
     pixels = source.pixels if size is None else source.pixels.at(size)
     name = Path(name).resolve().name if Path(name).is_dir() else str(name)
     layers = None if layers is None else tuple(layers)
-    asked = source.family, model, source.architecture, pixels, n_frames, 'fp32', device
+    family = source.family
+    if family.name == 'timm':
+        family = replace(family, blocks=timm_blocks(model))
+    asked = family, model, source.architecture, pixels, n_frames, 'fp32', device
     backbone = Backbone(name, identity, *asked, layers=layers, note=source.note)
-    if source.family.name == 'timm':
+    if family.name == 'timm':
         timm_size(model, name, backbone.size)
     check_input(backbone)
     freeze(backbone, precision, compile)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'ORACLE', 'Predictions', 'mean_clips', 'join', 'save_predictions', 'load_predictions',
-           'answering', 'predict', 'score', 'one_view', 'select', 'oracle_gap', 'random_baseline', 'calibration',
-           'Reordered', 'order_test']
+           'answering', 'predict', 'score', 'one_view', 'within_pairs', 'select', 'oracle_gap', 'random_baseline',
+           'calibration', 'Reordered', 'order_test']
 
 # %% ../nbs/10_evaluation.ipynb #221e9135
 import json
@@ -35,7 +35,7 @@ from fmhar.metrics import (
     top_k_accuracy,
     within_pair_accuracy,
 )
-from .probe import ProbeSpec
+from .probe import NEVER, ProbeSpec
 from .processes import processes
 from .trainer import History, class_indices, on_device
 
@@ -246,6 +246,23 @@ def one_view(
         top5=top_k_accuracy(y_true, logits, 5),
         within_pair=within_pair_accuracy(y_true, logits, pairs),
     )
+
+# %% ../nbs/10_evaluation.ipynb #ff9766f1
+def within_pairs(
+    predictions: Predictions,  # of clips or of segments: clips are averaged first
+    pairs: list[tuple[str, str]],  # `datasets.symmetric_pairs(classes)`
+) -> Predictions:  # of segments of the pairs' classes; a tie goes to the first class
+    "Answers confined to the two classes of a symmetric pair"
+    p = predictions.mean_clips()
+    open_to = np.zeros((len(p.classes), len(p.classes)), bool)  # of a class: its pair
+    for pair in pairs:
+        i = [p.classes.index(c) for c in pair]
+        open_to[np.ix_(i, i)] = True
+    kept = open_to.any(1)[p.labels]
+    logits = np.where(open_to[p.labels[kept]], p.logits[:, kept], np.float32(NEVER))
+    table = p.table[kept].reset_index(drop=True)
+    table.attrs = p.table.attrs
+    return replace(p, table=table, logits=logits)
 
 # %% ../nbs/10_evaluation.ipynb #afea1992
 ORACLE = 'oracle: chosen on the novel views'

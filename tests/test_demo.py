@@ -138,7 +138,9 @@ def test_it_runs_and_random_weights_are_said_everywhere(root):
 
 
 def test_three_crops(root):
-    result, out = run(root, '--crops', '3', '--class', 'opening_bottle', '--class', 'closing_bottle')
+    result, out = run(
+        root, '--crops', '3', '--class', 'opening_bottle', '--class', 'closing_bottle'
+    )
     assert result.exit_code == 0, result.output
     rows = pd.read_csv(out / 'rows.csv')
     assert {'average_pooling', 'ridge'} <= set(rows.fusion)  # a head, and a companion joined to it

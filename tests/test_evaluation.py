@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 from test_processes import run_on
 
@@ -24,6 +26,7 @@ from fmhar.evaluation import (
     random_baseline,
     score,
     select,
+    within_pairs,
 )
 from fmhar.metrics import fit_temperature
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
@@ -437,3 +440,19 @@ def test_temperature_is_fitted_on_validation_and_changes_no_decision():
     s = val.mean_clips()
     expected = fit_temperature(s.labels, s.of('probe 1'))
     assert on_val.temperature.iloc[1] == expected == fitted[0]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_confined_to_pairs_balanced_accuracy_is_accuracy_within_pairs(seed):
+    rng = np.random.default_rng(seed)
+    n, classes = 120, list('abcde')
+    table = pd.DataFrame(dict(segment=range(n), label=list('abcde') * 24, split='test'))
+    table['view'] = np.repeat(['front', 'side', 'top'], n // 3)
+    logits = rng.normal(size=(2, n, 5)).astype(np.float32)
+    logits[1] = np.nan  # a probe that diverged
+    p, pairs = Predictions(table, logits, ['x', 'y'], classes), [('a', 'c'), ('d', 'b')]
+    confined = score(within_pairs(p, pairs), trained_view='front')
+    whole = score(p, trained_view='front', pairs=pairs)
+    np.testing.assert_allclose(confined.balanced_accuracy, whole.within_pair)
+    assert set(within_pairs(p, pairs).table.label) == set('abcd')
