@@ -111,7 +111,10 @@ def run(
     backbone: Encoder = 'dinov2',
     weights: Weights = None,
     size: Size = None,
-    fusion: Annotated[list[str] | None, typer.Option(help='repeat; all 13 by default')] = None,
+    fusion: Annotated[
+        list[str] | None,
+        typer.Option(help="repeat; all 13 by default; 'lstm hidden=512' sets options"),
+    ] = None,
     token_pool: Pool = 1,
     epochs: Annotated[int, typer.Option(help='paper: 60')] = 60,
     precision: Annotated[str, typer.Option(help='of the heads: fp32, bf16, auto')] = 'fp32',

@@ -39,7 +39,7 @@ from .features import Extraction, FeatureDataset, FeatureStore, clip_keys, extra
 from .files import fingerprint, read_json, whole_file, write_json
 from .formats import load_assembly101, load_ntu, load_videofolder
 from .fusion import FUSIONS, TABLE_3
-from .probe import ProbeBank, ProbeSpec
+from .probe import ProbeBank, read_head
 from .processes import launched, processes
 from .streaming import Streamed, stream
 from .trainer import History, Recipe, fit
@@ -77,7 +77,7 @@ class Experiment:
     token_pool: int = 1  # 2 = mean of 2 x 2 patch tokens
     token_dtype: str = 'float16'  # of stored tokens; 'int8': half the bytes
     keep_tokens: bool = False  # store the test views' tokens too, 250 times their CLS vectors
-    fusions: tuple = TABLE_3  # heads, keys of `FUSIONS`; the paper's thirteen
+    fusions: tuple = TABLE_3  # heads, as `read_head` reads them; the paper's thirteen
     companions: tuple = tuple(
         COMPANIONS
     )  # closed-form rows: ridge, logistic regression, k-NN on mean CLS
@@ -91,9 +91,8 @@ def read_segments(
     "The dataset of an experiment, or an `InputError` for a name it does not know"
     if exp.dataset not in READERS:
         raise unknown('dataset', exp.dataset, READERS)
-    for name in exp.fusions:
-        if name not in FUSIONS:
-            raise unknown('fusion head', name, FUSIONS)
+    for text in exp.fusions:
+        read_head(text)
     options = list(inspect.signature(READERS[exp.dataset]).parameters)[1:]
     for name, _ in exp.reader:
         if name not in options:
@@ -245,7 +244,7 @@ class Stage:
     @property
     def tokens(self) -> bool:
         "Does any head read all tokens?"
-        return any(FUSIONS[f].tokens == 'all' for f in self.exp.fusions)
+        return any(FUSIONS[read_head(f).fusion].tokens == 'all' for f in self.exp.fusions)
 
     @property
     def streams(self) -> bool:
@@ -287,7 +286,7 @@ class Stage:
             for s in ('train', 'val')
         ]
         train, val = self.data
-        specs = [ProbeSpec(f, seed=self.exp.seed) for f in self.exp.fusions]
+        specs = [replace(read_head(f), seed=self.exp.seed) for f in self.exp.fusions]
         bank = ProbeBank(specs, train.dim, len(train.classes))
         checkpoint = self.folder / 'checkpoint.pt'
         self.origin.append(f'training {"continued" if checkpoint.exists() else "done now"}')

@@ -146,6 +146,15 @@ def test_three_crops(root):
     assert {'average_pooling', 'ridge'} <= set(rows.fusion)  # a head, and a companion joined to it
 
 
+def test_a_head_with_an_option_is_a_row_of_its_own(root):
+    heads = 'average_pooling', 'lstm', 'lstm hidden=32'
+    result, out = run(root, *(word for head in heads for word in ('--fusion', head)))
+    assert result.exit_code == 0, result.output
+    assert {*heads} <= set(pd.read_csv(out / 'rows.csv').probe)
+    table = (out / 'table3.md').read_text()
+    assert '| LSTM |' in table and '| lstm hidden=32 |' in table
+
+
 def test_missing_root(tmp_path):
     assert 'nowhere' in str(refused(tmp_path / 'nowhere'))
 
@@ -154,6 +163,7 @@ def test_missing_root(tmp_path):
     'options, named',
     [
         (['--fusion', 'max_poling'], 'did you mean max_pooling'),
+        (['--fusion', 'lstm hiden=32'], 'did you mean hidden'),
         (['--class', 'open_bottle'], 'opening_bottle'),
         (['--view', 'inner_miror'], 'inner_mirror'),
         (['--trained-view', 'inner_miror'], 'inner_mirror'),

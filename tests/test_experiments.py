@@ -29,7 +29,7 @@ def exp(tmp_path_factory):
         size=28,
         precision='fp32',
         n_clips=2,
-        fusions=('max_pooling', 'cross_attention_all', 'lstm'),
+        fusions=('max_pooling', 'cross_attention_all', 'lstm', 'attentive_pooler depth=2'),
         recipe=Recipe(epochs=3),
     )
 
@@ -46,6 +46,12 @@ def test_tokens_kept_or_streamed_give_the_same_scores(exp, one, tmp_path):
     a, b = embed(one, 'cross_attention_all'), embed(kept, 'cross_attention_all')
     np.testing.assert_allclose(a, b, atol=1e-2)
     assert embed(one, 'max_pooling').shape == b.shape
+
+
+def test_a_head_may_have_options(one):
+    name = 'attentive_pooler depth=2'
+    assert name in set(one.rows.probe)
+    assert len({p.spec.name: p for p in one.bank.probes}[name].fusion.blocks) == 1
 
 
 def test_a_second_run_computes_nothing(exp, one):

@@ -1,6 +1,7 @@
 "A bank is exactly its probes, whatever stands beside them"
 
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from fmhar.backbones import Features
 from fmhar.errors import InputError
 from fmhar.fusion import FUSIONS, TABLE_3
-from fmhar.probe import Probe, ProbeBank, ProbeSpec, sweep
+from fmhar.probe import Probe, ProbeBank, ProbeSpec, read_head, sweep
 
 
 def features(b=5, t=4, n=3, dim=16, seed=0, dtype=torch.float32):
@@ -145,6 +146,19 @@ def test_errors():
     with pytest.raises(InputError, match='Unknown probe'):
         ProbeBank([ProbeSpec('lstm')], 16, 4).keep(['tcn'])
     assert replace(ProbeSpec('lstm'), seed=3).name == 'lstm seed=3'
+
+
+@pytest.mark.parametrize('name', FUSIONS)
+def test_a_head_is_read_back_from_its_name(name):
+    known = {k: v.default for k, v in list(signature(FUSIONS[name]).parameters.items())[1:]}
+    options = dict(n_frames=8, norm=not known['norm'], time='sincos')
+    for some in ({}, options, dict(n_frames=8), dict(time=None)):
+        spec = ProbeSpec(name, options={k: v for k, v in some.items() if k in known})
+        assert read_head(spec.head) == spec
+    spec = ProbeSpec(name, lr=0.1, seed=3, layer=(1, 2))
+    assert read_head(spec.fusion) == ProbeSpec(name)
+    with pytest.raises(InputError, match='Unknown option'):
+        read_head(f'{name} dephs=4')
 
 
 def test_saved_and_loaded(tmp_path):
