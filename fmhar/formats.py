@@ -146,17 +146,20 @@ def load_assembly101(
     *,
     annotations: str | Path,  # folder of the fine-grained lists
     parts: tuple = (('train', 'train'), ('test', 'validation')),  # (split, name of the list)
-    label: str = 'action',  # or 'verb', 'noun'
+    label: str = 'action',  # or 'verb', 'noun'; the other two are further label sets
     views: list[str] | None = None,  # v1..v8, e1..e4; default: all
     trained_view: str = 'v1',
 ) -> pd.DataFrame:  # segments
     "Read the fine-grained actions of Assembly101"
-    need = ['video', 'start_frame', 'end_frame', f'{label}_cls']
+    need, kinds = ['video', 'start_frame', 'end_frame'], ('action', 'verb', 'noun')
+    columns = {f'{k}_cls': 'label' if k == label else k for k in kinds}
     rows = pd.concat(
-        read_table(Path(annotations) / f'{name}.csv', need, need[1:3])[need].assign(split=split)
+        read_table(Path(annotations) / f'{name}.csv', [*need, f'{label}_cls'], need[1:])
+        .filter([*need, *columns])
+        .assign(split=split)
         for split, name in parts
     )
-    rows = rows.rename(columns={f'{label}_cls': 'label'}).reset_index(drop=True)
+    rows = rows.rename(columns=columns).reset_index(drop=True)
     place = rows.video.str.extract(r'^(?P<session>[^/]+)/(?P<camera>\w+)\.mp4$')
     rows['view'] = place.camera.map(ASSEMBLY101_VIEWS).fillna(place.camera)
     rows['subject'] = place.session.str.extract(r'_both_(\d+)')[0]  # nusar-2021_action_both_9011-…
@@ -173,6 +176,7 @@ def load_assembly101(
         dataset='assembly101',
         classes=sorted(rows.label.unique()),
         trained_view=trained_view,
+        label_sets=[k for k in kinds if k in rows],
     )
 
 

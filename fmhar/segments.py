@@ -8,13 +8,13 @@ __all__ = ['COLUMNS', 'SPLITS', 'AS_TEXT', 'as_segments', 'read_table', 'fill_in
 # %% ../nbs/00_segments.ipynb #cce77525
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
+from .errors import InputError, unknown
 from .headers import ask_files, count_frames, frame_rate
 
 # %% ../nbs/00_segments.ipynb #1ddd93ae
@@ -40,6 +40,7 @@ def as_segments(
     trained_view: str,  # the view that probes are trained on
     cluster: str = 'subject',  # column that is the resampling unit
     view_names: dict[str, str] | None = None,  # view -> its name in the paper; default: the same
+    label_sets: Iterable[str] = (),  # further columns that probes may learn: `sweep(labels=...)`
 ) -> pd.DataFrame:  # columns in order and of one type, with attrs
     "Check a table of segments and put it in the form every later stage expects"
     _need(rows, classes)
@@ -52,8 +53,21 @@ def as_segments(
         trained_view=trained_view,
         cluster=cluster,
         view_names=names,
+        label_sets={c: sorted(df[c].unique()) for c in _further(df, label_sets)},
     )
     return df
+
+
+def _further(df: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    "The columns of further label sets, if they are there and full"
+    for c in columns:
+        if c not in df:
+            raise unknown('label set', c, [x for x in df if x not in COLUMNS])
+        empty = df[df[c].isna() | (df[c] == '')]
+        if len(empty):
+            where = f'column {c}, {empty.path.iloc[0]}'
+            raise InputError(f'{len(empty)} segments have no label', where=where)
+    return list(columns)
 
 # %% ../nbs/00_segments.ipynb #66995f79
 def _need(rows, classes):
@@ -150,6 +164,7 @@ def load_table(
     classes: list[str] | None = None,  # class order; default: the labels, sorted
     trained_view: str | None = None,  # default: the view of the first row
     cluster: str | None = None,  # default: subject, or event where no subject is given
+    label_sets: Sequence[str] = (),  # columns with further labels, e.g. verb
     dataset: str | None = None,  # default: the name of the file
 ) -> pd.DataFrame:  # segments
     "Read segments from a table with a row for each"
@@ -168,4 +183,5 @@ def load_table(
         classes=classes or sorted(rows.label.unique()),
         trained_view=trained_view or rows.view.iloc[0],
         cluster=cluster,
+        label_sets=label_sets,
     )

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numbered import write_video
 
+from fmhar.clips import make_clips
 from fmhar.errors import InputError
 from fmhar.formats import _at_rate, load_assembly101, load_lists, load_ntu, load_videofolder
 from fmhar.segments import load_table
+from fmhar.trainer import class_indices
 
 
 @pytest.fixture
@@ -73,6 +75,19 @@ def test_faults_of_a_table(videos, change, message):
     (videos / 'a.csv').write_text(change(TABLE))
     with pytest.raises(InputError, match=message):
         load_table(videos / 'a.csv')
+
+
+def test_further_label_sets_reach_the_clips(videos):
+    (videos / 'a.csv').write_text(TABLE)
+    df = load_table(videos / 'a.csv', label_sets=['mood'])
+    assert df.attrs['label_sets'] == {'mood': ['bad', 'good']}
+    clips = make_clips(df, n_clips=2)
+    assert class_indices(clips, 'mood').tolist() == [1, 1, 0, 0]  # one of training, two of testing
+    with pytest.raises(InputError, match='did you mean mood'):
+        load_table(videos / 'a.csv', label_sets=['moods'])
+    (videos / 'a.csv').write_text(TABLE.replace(',bad', ','))
+    with pytest.raises(InputError, match='1 segments have no label'):
+        load_table(videos / 'a.csv', label_sets=['mood'])
 
 
 def test_lists_of_each_community(videos):
@@ -166,8 +181,10 @@ def test_assembly101_turns_frame_numbers_to_each_files_rate(tmp_path):
     test = df[df.split == 'test'].set_index('view')
     assert test.start.to_dict() == {'v1': 8, 'e1': 4} and test.end.to_dict() == {'v1': 60, 'e1': 30}
     assert df.event.nunique() == 1 and set(df.subject) == {'9011'}
+    assert df.attrs['label_sets'] == {'verb': ['pick up'], 'noun': ['wheel']}
     verbs = load_assembly101(tmp_path, annotations=tmp_path, label='verb', views=['e1'])
     assert verbs.attrs['classes'] == ['pick up'] and set(verbs.view) == {'e1'}
+    assert set(verbs.attrs['label_sets']) == {'action', 'noun'}
 
 
 @given(st.integers(0, 10**6), st.sampled_from([(60, 1), (30, 1), (60000, 1001), (25, 1), (15, 1)]))
