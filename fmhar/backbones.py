@@ -445,6 +445,10 @@ def read_layers(
         for hook in hooks:
             hook.remove()
     cls, tokens = zip(*outs)
+    if len({t.shape[1] for t in tokens}) > 1:
+        found = ', '.join(f'{t.shape[1]} in block {i}' for i, t in zip(layers, tokens))
+        do = 'read them one at a time'
+        raise InputError('Blocks with different numbers of tokens', found=found, do=do)
     return torch.cat(cls, -1), torch.cat(tokens, -1)
 
 # %% ../nbs/04_backbones.ipynb #ee7c764a

@@ -704,6 +704,15 @@ def test_timm_refuses(tmp_path):
         load_backbone('timm:vit_tiny_patch16_224', weights=tmp_path / 'none.bin')
 
 
+def test_timm_blocks_before_and_after_the_class_token():
+    name, options = 'timm:convit_tiny', dict(weights='random', precision='fp32', n_frames=1)
+    with pytest.raises(InputError, match='196 in block 0, 197 in block -1'):
+        load_backbone(name, **options, layers=(0, -1))
+    last, both = load_backbone(name, **options), load_backbone(name, **options, layers=(-2, -1))
+    frames = torch.randint(256, (1, 1, 3, 224, 224), dtype=torch.uint8)
+    assert torch.equal(both.encode(frames).cls[..., last.dim :], last.encode(frames).cls)
+
+
 def test_maps_of_timm_are_tokens(tmp_path):
     tiny = dict(depths=(1,) * 4, dims=(8, 16, 24, 32))
     torch.manual_seed(0)
