@@ -58,6 +58,7 @@ def test_a_second_run_computes_nothing(exp, one):
     again = run(exp, one.folder.parent.parent, **QUIET)
     assert again.extraction.counts['frames'] == 0
     assert 'predictions loaded' in again.origin and 'computed now' in one.origin
+    assert 'training loaded' in again.origin and 'training done now' in one.origin
     pd.testing.assert_frame_equal(again.rows, one.rows)
 
 
