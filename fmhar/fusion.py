@@ -39,9 +39,15 @@ def make_fusion(
     dim: int,  # D, the encoder's width
     **options,  # keyword arguments of that class
 ) -> nn.Module:
-    "Build a head by name"
+    "Build a head by name; what it cannot be built with raises `InputError`"
     check_head(name, options)
-    return FUSIONS[name](dim, **options)
+    try:
+        return FUSIONS[name](dim, **options)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as e:  # of torch, for a value of a wrong kind
+        said = ' '.join(f'{k}={v}' for k, v in options.items())
+        raise InputError(f'{name} cannot be built', found=f'{said} ({e})') from None
 
 
 def check_head(

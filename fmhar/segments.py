@@ -40,7 +40,7 @@ def as_segments(
     trained_view: str,  # the view that probes are trained on
     cluster: str = 'subject',  # column that is the resampling unit
     view_names: dict[str, str] | None = None,  # view -> its name in the paper; default: the same
-    label_sets: Iterable[str] = (),  # further columns that probes may learn: `sweep(labels=...)`
+    label_sets: Sequence[str] = (),  # further columns that probes may learn: `sweep(labels=...)`
 ) -> pd.DataFrame:  # columns in order and of one type, with attrs
     "Check a table of segments and put it in the form every later stage expects"
     _need(rows, classes)
@@ -53,21 +53,20 @@ def as_segments(
         trained_view=trained_view,
         cluster=cluster,
         view_names=names,
-        label_sets={c: sorted(df[c].unique()) for c in _further(df, label_sets)},
+        label_sets={c: _classes_of(df, c) for c in label_sets},
     )
     return df
 
 
-def _further(df: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-    "The columns of further label sets, if they are there and full"
-    for c in columns:
-        if c not in df:
-            raise unknown('label set', c, [x for x in df if x not in COLUMNS])
-        empty = df[df[c].isna() | (df[c] == '')]
-        if len(empty):
-            where = f'column {c}, {empty.path.iloc[0]}'
-            raise InputError(f'{len(empty)} segments have no label', where=where)
-    return list(columns)
+def _classes_of(df: pd.DataFrame, column: str) -> list[str]:
+    "The classes of a further label set, sorted; it must be there and full"
+    if column not in df:
+        raise unknown('label set', column, [c for c in df if c not in COLUMNS])
+    empty = df[df[column].isna() | (df[column] == '')]
+    if len(empty):
+        where = f'column {column}, {empty.path.iloc[0]}'
+        raise InputError(f'{len(empty)} segments have no label', where=where)
+    return sorted(df[column].unique())
 
 # %% ../nbs/00_segments.ipynb #66995f79
 def _need(rows, classes):

@@ -143,6 +143,10 @@ def test_errors():
         ProbeBank([ProbeSpec('gru')], 16, 4)
     with pytest.raises(InputError, match='Unknown option'):
         Probe(ProbeSpec('lstm', options={'dropout': 0.5}), 16, 4)
+    with pytest.raises(InputError, match='lstm cannot be built.*\n.*hidden=big'):
+        Probe(read_head('lstm hidden=big'), 16, 4)
+    with pytest.raises(InputError, match='^Unknown time code'):
+        Probe(read_head('lstm time=sinus'), 16, 4)
     with pytest.raises(InputError, match='Unknown probe'):
         ProbeBank([ProbeSpec('lstm')], 16, 4).keep(['tcn'])
     assert replace(ProbeSpec('lstm'), seed=3).name == 'lstm seed=3'
