@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FUSIONS', 'LARGE', 'PIECE', 'TABLE_3', 'register', 'make_fusion', 'check_head', 'time_code', 'standardise',
-           'full_precision', 'Fusion', 'check', 'AveragePooling', 'AveragePoolingRelu', 'MaxPooling', 'MaxPoolingRelu',
-           'Attention', 'pieces', 'scores', 'PiecewiseAttention', 'attend', 'Received', 'SelfAttention', 'mlp_block',
-           'maximum', 'SelfAttentionAll', 'check_scope', 'SelfAttentionAllAvg', 'SelfAttentionAllMax',
-           'SelfAttentionClsAvg', 'SelfAttentionClsMax', 'WeightedSelfAttention', 'CrossAttention', 'attention_to',
-           'CrossAttentionAll', 'CrossAttentionCls', 'LSTM', 'Level', 'TCN', 'cost']
+           'full_precision', 'Fusion', 'check', 'SideBySide', 'side_by_side', 'stacked', 'AveragePooling',
+           'AveragePoolingRelu', 'MaxPooling', 'MaxPoolingRelu', 'Attention', 'pieces', 'scores', 'PiecewiseAttention',
+           'attend', 'Received', 'SelfAttention', 'mlp_block', 'maximum', 'SelfAttentionAll', 'check_scope',
+           'SelfAttentionAllAvg', 'SelfAttentionAllMax', 'SelfAttentionClsAvg', 'SelfAttentionClsMax',
+           'WeightedSelfAttention', 'CrossAttention', 'attention_to', 'CrossAttentionAll', 'CrossAttentionCls', 'LSTM',
+           'Level', 'TCN', 'cost']
 
 # %% ../nbs/06_fusion.ipynb #018af1b9
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ class Fusion(nn.Module):
     @staticmethod
     def fuse_many(heads, x):
         "`fuse` for heads of one kind and the same features; kinds that share work override it"
-        return [head.fuse(x) for head in heads]  # each (B, out_dim)
+        return [head.fuse(x) for head in heads]  # each (B, out_dim); or one tensor, (P, B, out_dim)
 
 # %% ../nbs/06_fusion.ipynb #fc07ea00
 def check(self, x):
@@ -157,6 +158,43 @@ def check(self, x):
 
 
 Fusion.check = check
+
+# %% ../nbs/06_fusion.ipynb #ab69cc82
+class SideBySide(torch.autograd.Function):
+    "`torch.stack` of tensors that lie one behind the other: nothing is copied in either direction"
+
+    @staticmethod
+    def forward(ctx, *rows):  # P of one shape
+        first = rows[0].detach()
+        return first.as_strided((len(rows), *first.shape), (first.numel(), *first.stride()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # (P, ...)
+        return dy.unbind()
+
+
+def side_by_side(rows: Sequence[torch.Tensor]) -> bool:
+    "Do they lie one behind the other in one piece of memory?"
+    start, size = rows[0].data_ptr(), rows[0].nbytes
+    places = range(start, start + len(rows) * size, size)
+    ends = {row.untyped_storage().data_ptr() for row in (rows[0], rows[-1])}
+    placed = [row.data_ptr() for row in rows if row.is_contiguous()] == list(places)
+    return placed and len(ends) == 1
+
+
+def stacked(
+    rows: Sequence[nn.Parameter],  # P of one shape
+) -> torch.Tensor:  # (P, ...)
+    "Parameters of like heads as one tensor; those that are being trained are moved side by side"
+    if len(rows) == 1:
+        return rows[0][None]
+    if not side_by_side(rows):
+        if not torch.is_grad_enabled() or len(set(rows)) < len(rows):
+            return torch.stack(tuple(rows))
+        for row, place in zip(rows, torch.stack([row.detach() for row in rows])):
+            row.data = place
+    return SideBySide.apply(*rows)
 
 # %% ../nbs/06_fusion.ipynb #8898ddb7
 @register
@@ -184,18 +222,20 @@ class AveragePoolingRelu(Fusion):
         self.layer = nn.Identity() if hidden == 0 else nn.Linear(dim, self.out_dim)
 
     def fuse(self, x):  # (B, T, D)
-        return self.fuse_many([self], x)[0]  # (B, hidden)
+        return self.layer(self.pooled(x)).relu()  # (B, hidden)
 
     @staticmethod
     def pooled(x):
         return x.mean(1)
 
     @staticmethod
-    def fuse_many(heads, x):  # pooled once
-        y = heads[0].pooled(x)
-        if isinstance(heads[0].layer, nn.Identity):
-            return [y.relu()] * len(heads)
-        return [head.layer(y).relu() for head in heads]  # to stack their weights costs more
+    def fuse_many(heads, x):
+        layers = [head.layer for head in heads]
+        if len(heads) == 1 or isinstance(layers[0], nn.Identity):
+            return [heads[0].fuse(x)] * len(heads)
+        weight, bias = stacked([a.weight for a in layers]), torch.stack([a.bias for a in layers])
+        y = weight.flatten(0, 1) @ heads[0].pooled(x).T  # one product for all
+        return (y.unflatten(0, bias.shape) + bias[..., None]).relu().mT  # (P, B, hidden)
 
 # %% ../nbs/06_fusion.ipynb #e3717212
 @register

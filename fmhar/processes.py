@@ -9,7 +9,7 @@ __all__ = ['Processes', 'launched', 'processes', 'add_up', 'gather', 'barrier', 
 import atexit
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -82,10 +82,10 @@ def processes() -> Processes:
 # %% ../nbs/00_processes.ipynb #9ab050c6
 def add_up(
     self: Processes,
-    tensors: Sequence[torch.Tensor],  # of one type, on one device; changed in place
+    tensors: Iterable[torch.Tensor],  # of one type, on one device; changed in place
 ):
     "Sum over all processes, all tensors in one exchange"
-    if self.world == 1 or not tensors:
+    if self.world == 1 or not (tensors := list(tensors)):
         return
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
     torch.distributed.all_reduce(flat)

@@ -175,9 +175,10 @@ def step(
     active = run.going.nonzero()[:, 0]
     if not len(active):
         return torch.full(run.going.shape, torch.nan, device=run.device)
-    probes = [run.bank.probes[i] for i in active.tolist()]
+    probes = [probe for probe, going in zip(run.bank.probes, run.going.tolist()) if going]
+    bank = run.bank if len(probes) == len(run.going) else ProbeBank.of(probes)
     with run.autocast():
-        logits = ProbeBank.of(probes)(features)  # (P, B, C)
+        logits = bank(features)  # (P, B, C)
     own = cross_entropy(logits, target[:, run.learns[active.cpu()]].transpose(0, 1)) * part
     loss = own.detach().clone()
     run.me.add_up([loss])
@@ -187,7 +188,7 @@ def step(
     for probe, going in zip(probes, fine.tolist()):
         if not going:
             probe.zero_grad(set_to_none=True)
-    run.me.add_up([p.grad for p in run.bank.parameters() if p.grad is not None])
+    run.me.add_up(p.grad for p in run.bank.parameters() if p.grad is not None)
     if run.recipe.grad_clip:
         for probe in probes:
             torch.nn.utils.clip_grad_norm_(probe.parameters(), run.recipe.grad_clip)
@@ -543,4 +544,6 @@ def keep(run: Run):
             probe.load_state_dict(best['weights'])
         if best or probe.spec.name not in run.history.stopped:
             run.history.kept[probe.spec.name] = best['epoch'] if best else run.epoch
+        for p in probe.parameters():
+            p.data = p.data.clone()  # no longer beside those of others (`stacked`)
     run.bank.eval()

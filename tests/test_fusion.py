@@ -18,6 +18,8 @@ from fmhar.fusion import (
     cost,
     make_fusion,
     register,
+    side_by_side,
+    stacked,
     standardise,
 )
 
@@ -347,3 +349,63 @@ def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
                     m.setattr(fmhar.fusion, 'LARGE', 1)
                     parts = standardise(x)
             assert whole.dtype == parts.dtype and torch.equal(whole, parts)
+
+
+def parameters(n=4, shape=(3, 2)):
+    g = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(*shape, generator=g, dtype=torch.float64)) for _ in range(n)]
+
+
+def test_stacked_is_stack_in_values_and_gradients():
+    rows, plain = parameters(), parameters()
+    x = torch.randn(4, 2, 5, dtype=torch.float64)
+    for _ in range(3):  # the first moves them, the others find them there
+        ours, theirs = (stack @ x for stack in (stacked(rows), torch.stack(plain)))
+        assert torch.equal(ours, theirs)
+        for row, want in zip(
+            torch.autograd.grad(ours.square().sum(), rows),
+            torch.autograd.grad(theirs.square().sum(), plain),
+        ):
+            assert torch.equal(row, want)
+    assert side_by_side(rows) and not side_by_side(plain)
+    assert torch.autograd.gradcheck(lambda *rows: stacked(rows) @ x, rows)
+
+
+def test_stacked_follows_what_an_optimiser_does():
+    rows, plain = parameters(), parameters()
+    for mine, stack in (rows, stacked), (plain, torch.stack):
+        optimizer = torch.optim.AdamW([{'params': [p], 'lr': 10.0**-i} for i, p in enumerate(mine)])
+        for _ in range(3):
+            optimizer.zero_grad()
+            stack(mine).pow(3).sum().backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(rows, plain))
+
+
+@pytest.mark.parametrize('take', [[0, 1, 3], [2, 1, 0, 3], [1], [0, 0, 1]])
+def test_stacked_of_some_or_in_another_order(take):
+    "Also after all of them were stacked, and where one comes twice"
+    rows, was = parameters(), parameters()
+    stacked(rows)
+    some = [rows[i] for i in take]
+    for _ in range(2):
+        assert torch.equal(stacked(some), torch.stack([was[i] for i in take]))
+        assert torch.equal(stacked(rows), torch.stack(was))
+
+
+def test_stacked_moves_nothing_that_is_only_read():
+    rows = parameters()
+    places = [row.data_ptr() for row in rows]
+    with torch.no_grad():
+        assert torch.equal(stacked(rows), torch.stack(rows))
+    assert [row.data_ptr() for row in rows] == places
+
+
+def test_neighbours_in_other_memory_are_not_side_by_side():
+    "Views of two tensors, even if one began where the other ends"
+    whole = torch.zeros(4, 3)
+    assert side_by_side(list(whole))
+    assert not side_by_side([whole[0], whole[2]])
+    assert not side_by_side([whole[0], torch.zeros(3)])
+    assert not side_by_side([whole[1], whole[0]])
+    assert not side_by_side([w.T for w in torch.zeros(2, 3, 4)])

@@ -173,6 +173,21 @@ def test_a_diverging_probe_stops_alone(name):
     assert table.loss.notna().all()
 
 
+@pytest.mark.parametrize('name', ['average_pooling_relu', 'max_pooling_relu'])
+def test_one_of_many_side_by_side_diverges(name):
+    "The middle row of a stack of weights leaves it; the others go on, exactly, and lie apart again"
+    data, recipe = dataset(), Recipe(epochs=3, batch_size=4)
+    specs = [ProbeSpec(name, lr=lr) for lr in (1e-3, 3e-3, 1e35, 1e-2)]
+    with_it, without = bank(specs), bank([s for s in specs if s.lr < 1])
+    history = fit(with_it, data, data, recipe=recipe, **QUICK)
+    fit(without, data, recipe=recipe, **QUICK)
+    assert list(history.stopped) == [specs[2].name]
+    for i, j in (0, 0), (1, 1), (3, 2):
+        for a, b in zip(with_it.probes[i].parameters(), without.probes[j].parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            assert a.untyped_storage().nbytes() == a.nbytes
+
+
 def test_all_diverge():
     "In the middle of an epoch, and with weights that only the last step made infinite"
     b = bank(sweep(['lstm', 'tcn'], lr=[1e35]))
