@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from fmhar.fusion import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
 from fmhar.processes import Processes
 from fmhar.trainer import (
+    Curves,
     History,
     Recipe,
     balanced_accuracy,
@@ -570,7 +572,7 @@ None
 """
 
 
-def test_curves_are_drawn_anew_each_epoch_in_a_notebook(tmp_path):
+def test_curves_are_renewed_in_a_notebook(tmp_path):
     "As JupyterLab runs it; not where progress is not wanted, and one picture is left of all"
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
     root = os.path.dirname(fmhar.__file__) + '/..'
@@ -592,21 +594,50 @@ def test_curves_are_drawn_anew_each_epoch_in_a_notebook(tmp_path):
             return super().process_message(message, cell, i)
 
     Client(book, timeout=120, resources={'metadata': {'path': str(tmp_path)}}).execute()
-    drawn = dict(display_data=1, update_display_data=2)
+    drawn = dict(display_data=1, update_display_data=1)  # the first epoch and the last
     assert counts == [drawn, drawn, {}, {}]
     left = [[o for o in c.outputs if 'image/png' in o.get('data', ())] for c in book.cells]
     assert list(map(len, left)) == [1, 1, 0, 0]
 
 
-def test_curves_name_the_best_of_the_last_validation():
+def test_curves_cost_a_twentieth_of_the_time(monkeypatch):
+    "A picture that takes a second is drawn anew after twenty, and after the last epoch"
+    clock, shown = [0.0], []
+
+    def slow(history):
+        clock[0] += 1
+        return draw(history)
+
+    monkeypatch.setattr(fmhar.trainer, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(fmhar.trainer, 'draw', slow)
+    handle = SimpleNamespace(update=lambda picture: shown.append(clock[0]))
+    monkeypatch.setattr('IPython.display.display', lambda *_, **__: shown.append(0) or handle)
+    history, curves = History([dict(zip(History.columns, (1, 'a', 1.0, 0.9)))]), Curves()
+    for now in (0, 5, 20.5, 21.5, 30):
+        clock[0] = max(clock[0], now)
+        curves.show(history, last=False)
+    curves.show(history, last=True)
+    assert shown == [0, 22.5, 31]
+
+
+def legends(fig):
+    return [text.get_text() for of in fig.legends for text in of.get_texts()]
+
+
+def test_curves_are_named():
+    "A few have a colour each; of many, the best of the last validation"
     rows = [(1, 'a', 1.0, 0.9), (1, 'b', 2.0, 0.1), (2, 'a', 0.5, 0.4), (2, 'b', 1.0, 0.6)]
     rows += [(3, 'a', 0.4, np.nan), (3, 'b', 0.9, np.nan)]  # not validated
-    history = History([dict(zip(History.columns, r)) for r in rows])
-    fig = draw(history)
-    assert [ax.get_legend().get_texts()[0].get_text() for ax in fig.axes] == ['b', 'b']
-    for row in history.rows:
+    few = [dict(zip(History.columns, r)) for r in rows]
+    fig = draw(History(few))
+    assert len(fig.axes) == 2 and legends(fig) == ['a', 'b']
+    assert [line.get_marker() for line in fig.axes[0].lines] == ['', '.']
+    many = [dict(row, probe=row['probe'] + k) for row in few for k in 'xyzw']
+    assert legends(draw(History(many))) == ['the other 7', 'bw']
+    for row in many:
         row['balanced_accuracy'] = np.nan
-    assert [ax.get_legend().get_texts()[0].get_text() for ax in draw(history).axes] == ['a']
+    fig = draw(History(many))
+    assert len(fig.axes) == 1 and legends(fig) == ['the other 7', 'aw']
 
 
 # --- several processes
