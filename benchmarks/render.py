@@ -1,4 +1,4 @@
-"""Frames per second of the synthetic set, by number of processes, with and without the encoder.
+"""Frames per second of the synthetic set, by number of threads, with and without the encoder.
 
     python benchmarks/render.py [--height 224] [--seconds 4]
 
@@ -6,9 +6,9 @@ All variants take turns in one run, so that other load on the machine hits all o
 """
 
 import argparse
-import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +58,6 @@ class Film:
         return n / (time.perf_counter() - start)
 
 
-def work(view, size, orders, answers):
-    "A process that shoots when told"
-    film = Film(view, size)
-    film.shoot(0.2, False)
-    answers.put('ready')
-    while (order := orders.get()) is not None:
-        answers.put(film.shoot(*order))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--height', type=int, default=224)
@@ -74,33 +65,26 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     a = parser.parse_args()
     size = 2 * round(a.height * 1.25 / 2), a.height
-    spawn = multiprocessing.get_context('spawn')
     for view in ('inner_mirror', 'kinect_color'):
-        crews = []
-        for _ in range(2):
-            orders, answers = spawn.Queue(), spawn.Queue()
-            process = spawn.Process(target=work, args=(view, size, orders, answers), daemon=True)
-            process.start()
-            assert answers.get() == 'ready'
-            crews.append((orders, answers))
+        films = [Film(view, size) for _ in range(2)]
+        for film in films:
+            film.shoot(0.2, False)  # compiles
         variants = [(n, encoded) for n in (1, 2) for encoded in (False, True)]
         rates = {v: [] for v in variants}
-        for _ in range(a.rounds):
-            for n, encoded in variants:
-                for orders, _ in crews[:n]:
-                    orders.put((a.seconds, encoded))
-                rates[n, encoded].append(sum(answers.get() for _, answers in crews[:n]))
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(a.rounds):
+                for n, encoded in variants:
+                    shot = [pool.submit(film.shoot, a.seconds, encoded) for film in films[:n]]
+                    rates[n, encoded].append(sum(rate.result() for rate in shot))
         base = np.median(rates[1, False])
         width, height = picture_size(SyntheticConfig(size=size), view)
         print(f'{view}, {width} x {height}')
         for (n, encoded), r in rates.items():
             what = 'render + H.264' if encoded else 'render only'
             print(
-                f'  {n} process{"es" if n > 1 else "  "} {what:<15}{np.median(r):7.0f} frames/s'
+                f'  {n} thread{"s" if n > 1 else " "} {what:<15}{np.median(r):7.0f} frames/s'
                 f'  (best {max(r):.0f})  x {np.median(r) / base:.2f}'
             )
-        for orders, _ in crews:
-            orders.put(None)
 
 
 if __name__ == '__main__':

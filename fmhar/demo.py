@@ -189,7 +189,7 @@ def render(
     scale: str,  # a key of `SCALES`
     out: str | Path,  # folder of the demo's files
     *,
-    workers: int | None = None,  # processes; None: one a core
+    workers: int | None = None,  # threads; None: one a core
     progress: bool = True,
 ) -> Path:  # root of the dataset
     "Film what is missing of the embedded set"
@@ -205,7 +205,7 @@ def run_demo(
     scale: str = 'demo',  # a key of `SCALES`
     out: str | Path = 'results',  # the demo's files go to a folder of its name in it
     *,
-    workers: int | None = None,  # processes and threads; None: one a core
+    workers: int | None = None,  # threads; None: one a core
     progress: bool = True,
 ) -> Result:
     "Render, read, encode, train, score and draw; what was finished before is taken from the disk"

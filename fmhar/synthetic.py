@@ -12,10 +12,9 @@ __all__ = ['VERSION', 'CHUNK', 'COLUMNS', 'SyntheticConfig', 'check_config', 'sp
 # %% ../nbs/00_synthetic.ipynb #22c9e7f7
 import json
 import math
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -564,15 +563,9 @@ def run_jobs(
     jobs: list[tuple],  # arguments of `write_video`
     workers: int,
 ) -> Iterator[int]:  # frames of each video as it is finished
-    "Write videos here, or in processes of their own"
-    if workers == 1 or len(jobs) < 2:
-        yield from (write_video(*job) for job in jobs)
-        return
-    first, *rest = jobs
-    yield write_video(*first)  # compiles the kernels once; the processes load them from the cache
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(min(workers, len(rest)), mp_context=spawn) as pool:
-        running = [pool.submit(write_video, *job) for job in rest]
+    "Write videos, several at a time; the kernels and the encoder let go of the interpreter"
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(write_video, *job) for job in jobs]
         try:
             for done in as_completed(running):
                 yield done.result()
@@ -584,7 +577,7 @@ def write_synthetic(
     root: str | Path,  # folder of the set; made if need be
     config: SyntheticConfig | None = None,  # None: the defaults
     *,
-    workers: int | None = None,  # processes; None: one per core, 1: none but this one
+    workers: int | None = None,  # threads; None: one per core
     progress: bool = True,  # a bar of frames
 ) -> Path:  # the root
     "Film a set and write it as Drive&Act lies on a disk; videos that are there already are kept"

@@ -120,7 +120,7 @@ def test_only_the_things_of_the_action_are_on_the_bench():
         assert len({k.split('.')[0] for k in shown}) == 1
 
 
-def test_same_bytes_whatever_the_number_of_processes(root, tmp_path):
+def test_same_bytes_whatever_the_number_of_threads(root, tmp_path):
     other = write_synthetic(tmp_path / 'b', SMALL, workers=2, progress=False)
     assert files(root) == files(other)
 
