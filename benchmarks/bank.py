@@ -28,10 +28,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmhar.backbones import Features, find_source, load_backbone, pick_device, random_weights
-from fmhar.fusion import FUSIONS, LSTM, TABLE_3
+from fmhar.backbones.load import load_backbone, random_weights
+from fmhar.backbones.sources import find_source
+from fmhar.contracts import Features
+from fmhar.devices import PRECISIONS, pick_device
+from fmhar.fusion.base import FUSIONS
+from fmhar.fusion.thirteen import LSTM, TABLE_3
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
-from fmhar.trainer import PRECISIONS, cross_entropy, make_optimizer
+from fmhar.trainer.labels import cross_entropy
+from fmhar.trainer.recipe import make_optimizer
 
 N_CLASSES, T = 34, 16
 

@@ -20,9 +20,9 @@ import av
 import numpy as np
 from tqdm.auto import tqdm
 
-from fmhar.clips import even_frames
-from fmhar.headers import count_frames, frame_times, open_video
-from fmhar.video import Transform, _in_order, _Resizer, sweep
+from fmhar.datasets.clips import even_frames
+from fmhar.datasets.containers import count_frames, frame_times, open_video
+from fmhar.datasets.video import Transform, _in_order, _Resizer, sweep
 
 CHUNK = 90  # frames, three seconds
 

@@ -33,10 +33,12 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmhar.backbones import find_source, load_backbone, load_weights, random_weights
-from fmhar.clips import make_clips
-from fmhar.features import FeatureStore, extract
-from fmhar.video import sweep
+from fmhar.backbones.load import load_backbone, load_weights, random_weights
+from fmhar.backbones.sources import find_source
+from fmhar.datasets.clips import make_clips
+from fmhar.datasets.video import sweep
+from fmhar.features.extraction import extract
+from fmhar.features.store import FeatureStore
 
 
 def film(path: Path, n_frames: int, seed: int, width: int, height: int):

@@ -13,16 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fmhar.rendering import VIEWS
-from fmhar.synthetic import (
-    Studio,
-    SyntheticConfig,
-    encode,
-    motion_of,
-    picture_size,
-    pose_table,
-    script,
-)
+from fmhar.synthetic.cameras import VIEWS
+from fmhar.synthetic.film import encode
+from fmhar.synthetic.scripts import SyntheticConfig, script
+from fmhar.synthetic.studio import Studio, motion_of, picture_size, pose_table
 
 
 class Film:

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fmhar.features import FeatureStore, ShardWriter, list_shards
+from fmhar.features.claims import ShardWriter
+from fmhar.features.store import FeatureStore, list_shards
 
 T = 16  # frames a clip
 

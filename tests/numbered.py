@@ -5,7 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from fmhar.video import Transform
+from fmhar.datasets.video import Transform
 
 SIDE = 64  # pixels
 WHOLE = Transform(SIDE, SIDE)

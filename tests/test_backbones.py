@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fmhar import backbones
-from fmhar.backbones import FAMILIES, IMGFOCUS, load_backbone, quietly
+from fmhar.backbones.families import FAMILIES
+from fmhar.backbones.imgfocus import IMGFOCUS
+from fmhar.backbones.load import load_backbone, quietly
 from fmhar.errors import InputError
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)

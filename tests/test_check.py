@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 from numbered import write_video
 
-from fmhar.check import check, summary
-from fmhar.datasets import load_drive_act
-from fmhar.segments import as_segments, fill_in
-from fmhar.synthetic import CLASSES, SyntheticConfig, write_synthetic
+from fmhar.datasets.checks import check, summary
+from fmhar.datasets.drive_act import load_drive_act
+from fmhar.datasets.segments import as_segments, fill_in
+from fmhar.synthetic.actions import CLASSES
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fmhar.classifier import FusionClassifier
 from fmhar.errors import InputError
-from fmhar.fusion import FUSIONS
+from fmhar.fusion.base import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec
 
 QUICK = dict(epochs=15, lr=1e-2, batch_size=16, device='cpu')

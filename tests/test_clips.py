@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmhar.clips import CROPS, even_frames, make_clips, random_frames, strided_frames
+from fmhar.datasets.clips import CROPS, even_frames, make_clips, random_frames, strided_frames
 from fmhar.errors import InputError
 
 starts = st.integers(0, 10**6)

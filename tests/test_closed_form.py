@@ -9,9 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestNeighbors
 
-from fmhar.closed_form import METHODS, closed_form, mean_cls, standardiser, tried
+from fmhar.analysis.closed_form import METHODS, closed_form, mean_cls, standardiser, tried
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, join, score
+from fmhar.evaluation.predictions import Predictions, join
+from fmhar.evaluation.scores import score
 
 CLASSES = ['closing', 'eating', 'never', 'opening', 'reading']
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from numbered import write_video
 
-from fmhar.datasets import DRIVE_ACT_VIEWS, load_drive_act, symmetric_pairs
+from fmhar.datasets.drive_act import DRIVE_ACT_VIEWS, load_drive_act
+from fmhar.datasets.pairs import symmetric_pairs
 from fmhar.errors import InputError
 
 OFFICIAL = """closing_bottle, closing_door_inside, closing_door_outside, closing_laptop, drinking, eating,

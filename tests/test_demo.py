@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fmhar.analysis.closed_form import METHODS
 from fmhar.cli import app
-from fmhar.closed_form import METHODS
 from fmhar.errors import InputError
-from fmhar.fusion import TABLE_3
-from fmhar.synthetic import SyntheticConfig, write_synthetic
+from fmhar.fusion.thirteen import TABLE_3
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
 
 FMHAR = Path(sys.executable).parent / 'fmhar'
 TRAINED = 'inner_mirror'

@@ -12,25 +12,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 from test_processes import run_on
 
-from fmhar.backbones import Features
+from fmhar.contracts import Features
 from fmhar.errors import InputError
-from fmhar.evaluation import (
-    METRICS,
-    ORACLE,
-    Predictions,
-    calibration,
-    join,
-    oracle_gap,
-    order_test,
-    predict,
-    random_baseline,
-    score,
-    select,
-    within_pairs,
-)
+from fmhar.evaluation.order import order_test
+from fmhar.evaluation.predictions import Predictions, join, predict
+from fmhar.evaluation.scores import METRICS, calibration, random_baseline, score, within_pairs
+from fmhar.evaluation.selection import ORACLE, oracle_gap, select
 from fmhar.metrics import fit_temperature
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
-from fmhar.trainer import History
+from fmhar.trainer.state import History
 
 CLASSES = ['closing', 'opening', 'eating', 'writing', 'reading', 'sitting']
 VIEWS = ['inner_mirror', 'ceiling', 'kinect_color']

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fmhar.evaluation import Predictions
+from fmhar.evaluation.predictions import Predictions
 from fmhar.experiments import Experiment, embed, run
-from fmhar.synthetic import SyntheticConfig, write_synthetic
-from fmhar.trainer import Recipe
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
+from fmhar.trainer.recipe import Recipe
 
 QUIET = dict(workers=0, progress=False)
 
@@ -83,7 +84,7 @@ def test_everything_is_shown_to_have_been_scored_once(one):
 TWO = """
 import sys
 from fmhar.experiments import Experiment, run
-from fmhar.trainer import Recipe
+from fmhar.trainer.recipe import Recipe
 exp = eval(sys.argv[1])
 run(exp, sys.argv[2], workers=0, progress=False)
 """

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from tiny_set import ENV, content, read_tiny_set, write_tiny_set
 
 from fmhar import features
-from fmhar.backbones import load_backbone
+from fmhar.backbones.load import load_backbone
 from fmhar.errors import InputError
-from fmhar.features import Claims, FeatureStore, Job, cut_parts, extract
+from fmhar.features.claims import Claims, cut_parts
+from fmhar.features.extraction import extract
+from fmhar.features.pipeline import Job
+from fmhar.features.store import FeatureStore
 
 
 @pytest.fixture(scope='module')
@@ -36,8 +39,9 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from tiny_set import content, read_tiny_set
 from fmhar import features
-from fmhar.backbones import load_backbone
-from fmhar.features import FeatureStore, extract, read_shard, shard_files
+from fmhar.backbones.load import load_backbone
+from fmhar.features.store import FeatureStore, read_shard, shard_files
+from fmhar.features.extraction import extract
 
 root, rng = Path(sys.argv[1]), random.Random(0)
 backbone = load_backbone(root / 'encoder', n_frames=4)

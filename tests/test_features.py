@@ -15,23 +15,18 @@ import pytest
 import torch
 import transformers as tf
 
-from fmhar import clips as clips_
-from fmhar import features, video
-from fmhar.backbones import Features, load_backbone, quietly
+from fmhar import features
+from fmhar.backbones.load import load_backbone, quietly
+from fmhar.contracts import Features
+from fmhar.datasets import clips as clips_
+from fmhar.datasets import video
+from fmhar.datasets.video import sweep
 from fmhar.errors import InputError
-from fmhar.features import (
-    FeatureDataset,
-    FeatureStore,
-    clip_keys,
-    extract,
-    list_shards,
-    plan,
-    read_shard,
-    remove_shards,
-    verify_shards,
-)
+from fmhar.features.dataset import FeatureDataset
+from fmhar.features.extraction import extract, plan
+from fmhar.features.keys import clip_keys
+from fmhar.features.store import FeatureStore, list_shards, read_shard, remove_shards, verify_shards
 from fmhar.files import fingerprint
-from fmhar.video import sweep
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
 
@@ -234,8 +229,9 @@ from pathlib import Path
 import pandas as pd, torch
 torch.set_num_threads(1)
 from fmhar import features
-from fmhar.backbones import load_backbone
-from fmhar.features import FeatureStore, extract, read_shard, shard_files
+from fmhar.backbones.load import load_backbone
+from fmhar.features.store import FeatureStore, read_shard, shard_files
+from fmhar.features.extraction import extract
 
 folder, encoder, kind = sys.argv[1:]
 segments = pd.read_pickle(Path(folder) / 'segments.pkl')
@@ -582,7 +578,7 @@ def test_three_crops_cost_one_decoding_and_one_resizing(
 
 
 def test_logits_of_clips_and_crops_are_averaged(data, image_backbone, tmp_path):
-    from fmhar.evaluation import Predictions
+    from fmhar.evaluation.predictions import Predictions
 
     got = run(data[1], image_backbone, FeatureStore(tmp_path), n_crops=3, tokens=False)
     clips = got.clips[got.clips.split == 'test'].reset_index(drop=True)

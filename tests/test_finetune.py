@@ -22,11 +22,13 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 from torchvision.ops import StochasticDepth
 
 from fmhar import finetune as ft
+from fmhar.datasets.segments import as_segments
+from fmhar.datasets.video import sweep
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, score
-from fmhar.finetune import FINETUNE, I3D, FinetuneRecipe, finetune, predict_videos
-from fmhar.segments import as_segments
-from fmhar.video import sweep
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import score
+from fmhar.finetune.loop import finetune, predict_videos
+from fmhar.finetune.networks import FINETUNE, I3D, FinetuneRecipe
 
 # The layer table read once more: Inception-v1 (Szegedy et al. 2015, Table 1) inflated to 3D.
 STEM = {'Conv3d_1a_7x7': (3, 64, 7), 'Conv3d_2b_1x1': (64, 64, 1), 'Conv3d_2c_3x3': (64, 192, 3)}

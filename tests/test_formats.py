@@ -7,11 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numbered import write_video
 
-from fmhar.clips import make_clips
+from fmhar.datasets.clips import make_clips
+from fmhar.datasets.formats import (
+    _at_rate,
+    load_assembly101,
+    load_lists,
+    load_ntu,
+    load_videofolder,
+)
+from fmhar.datasets.segments import load_table
 from fmhar.errors import InputError
-from fmhar.formats import _at_rate, load_assembly101, load_lists, load_ntu, load_videofolder
-from fmhar.segments import load_table
-from fmhar.trainer import class_indices
+from fmhar.trainer.labels import class_indices
 
 
 @pytest.fixture

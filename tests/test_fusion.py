@@ -10,18 +10,10 @@ from torch import nn
 
 import fmhar.fusion
 from fmhar.errors import InputError
-from fmhar.fusion import (
-    FUSIONS,
-    Fusion,
-    PiecewiseAttention,
-    Received,
-    cost,
-    make_fusion,
-    register,
-    side_by_side,
-    stacked,
-    standardise,
-)
+from fmhar.fusion.attention import PiecewiseAttention, Received
+from fmhar.fusion.base import FUSIONS, Fusion, make_fusion, register, standardise
+from fmhar.fusion.thirteen import cost
+from fmhar.fusion.together import side_by_side, stacked
 
 TABLE_3 = [
     'average_pooling',

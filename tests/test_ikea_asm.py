@@ -7,10 +7,11 @@ import pytest
 from numbered import WHOLE, number, picture, write_video
 from PIL import Image
 
-from fmhar.datasets import ikea_asm_differences, load_ikea_asm, symmetric_pairs
+from fmhar.datasets.ikea_asm import ikea_asm_differences, load_ikea_asm
+from fmhar.datasets.pairs import symmetric_pairs
+from fmhar.datasets.video import sweep
 from fmhar.errors import InputError
 from fmhar.files import write_json
-from fmhar.video import sweep
 
 OFFICIAL = """align leg screw with table thread, align side panel holes with front panel dowels,
 attach drawer back panel, attach drawer side panel, attach shelf to table, flip shelf, flip table,

@@ -9,9 +9,9 @@ from scipy.linalg import sqrtm
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from fmhar import invariance as inv
+from fmhar.analysis import invariance as inv
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions
+from fmhar.evaluation.predictions import Predictions
 
 VIEWS = np.array(['front', 'left', 'top'])
 

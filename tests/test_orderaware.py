@@ -9,8 +9,9 @@ from scipy.fft import dct
 from torch import nn
 
 from fmhar.errors import InputError
-from fmhar.fusion import FUSIONS, TABLE_3, cost, make_fusion, standardise
-from fmhar.orderaware import cosines
+from fmhar.fusion.base import FUSIONS, make_fusion, standardise
+from fmhar.fusion.further import cosines
+from fmhar.fusion.thirteen import TABLE_3, cost
 
 BEYOND = [
     'step',

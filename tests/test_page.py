@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fmhar import page, plots
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, random_baseline, score
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import random_baseline, score
+from fmhar.paper import figures as plots
+from fmhar.paper import page
 
 VIEWS = list(plots.VIEW_COLOURS)[:6]
 NAMES = dict(zip(VIEWS, 'front-top right-top back face-view left-top kinect-color'.split()))

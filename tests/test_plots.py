@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fmhar import plots
+from fmhar.analysis.invariance import neighbour_shares, view_probe
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, random_baseline, score
-from fmhar.invariance import neighbour_shares, view_probe
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import random_baseline, score
+from fmhar.paper import figures as plots
 from fmhar.statistics import bootstrap, intervals
 
 VIEWS = list(plots.VIEW_COLOURS)[:6]

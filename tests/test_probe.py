@@ -6,9 +6,10 @@ from inspect import signature
 import pytest
 import torch
 
-from fmhar.backbones import Features
+from fmhar.contracts import Features
 from fmhar.errors import InputError
-from fmhar.fusion import FUSIONS, TABLE_3
+from fmhar.fusion.base import FUSIONS
+from fmhar.fusion.thirteen import TABLE_3
 from fmhar.probe import Probe, ProbeBank, ProbeSpec, read_head, sweep
 
 

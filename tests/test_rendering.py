@@ -3,21 +3,10 @@
 import numpy as np
 import pytest
 
-from fmhar.rendering import (
-    TRAINED_VIEW,
-    VIEWS,
-    Light,
-    Renderer,
-    box,
-    capsule,
-    join,
-    lathe,
-    mirrored,
-    move,
-    project_points,
-    rasterise,
-    sheet,
-)
+from fmhar.synthetic.cameras import TRAINED_VIEW, VIEWS, project_points
+from fmhar.synthetic.light import Light
+from fmhar.synthetic.meshes import box, capsule, join, lathe, mirrored, move, sheet
+from fmhar.synthetic.rendering import Renderer, rasterise
 
 LIGHT = Light(np.float32([0.3, 0.2, 0.93]), *np.float32([0.5, 0.6, 0.1]))
 SURFACES = np.full((4, 4), 0.6)

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmhar import plots, report
-from fmhar.evaluation import Predictions, random_baseline, score
-from fmhar.report import MISPRINTS, PAPER
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import random_baseline, score
+from fmhar.paper import figures as plots
+from fmhar.paper import layout as report
+from fmhar.paper.printed import MISPRINTS, PAPER
 
 VIEWS = list(plots.VIEW_COLOURS)[:6]
 NAMES = dict(

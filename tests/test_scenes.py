@@ -7,23 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmhar.scenes import (
-    ACTIONS,
-    CLASSES,
+from fmhar.synthetic.actions import ACTIONS, CLASSES, PAIRS, act
+from fmhar.synthetic.objects import OBJECTS, object_meshes
+from fmhar.synthetic.people import (
     FOREARM,
-    OBJECTS,
-    PAIRS,
     PERSON,
     TINTS,
     UPPER,
-    act,
     elbow,
     make_subject,
-    object_meshes,
     person_meshes,
     pose_person,
-    track,
 )
+from fmhar.synthetic.poses import track
 
 coordinate = st.floats(-0.6, 0.6)
 

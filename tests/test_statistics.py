@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, score
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import score
 from fmhar.statistics import (
     beats_chance,
     bootstrap,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import fmhar.demo  # (it imports `run` before a test replaces it)
 from fmhar import cli, features
 from fmhar.errors import InputError
-from fmhar.features import FeatureStore, list_shards, shard_files
+from fmhar.features.store import FeatureStore, list_shards, shard_files
 
 
 @pytest.fixture(scope='module')

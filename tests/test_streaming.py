@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmhar import streaming
-from fmhar.backbones import load_backbone
-from fmhar.datasets import load_drive_act
+from fmhar.backbones.load import load_backbone
+from fmhar.datasets.drive_act import load_drive_act
 from fmhar.errors import InputError
-from fmhar.evaluation import predict
-from fmhar.features import FeatureDataset, FeatureStore, extract
+from fmhar.evaluation import streaming
+from fmhar.evaluation.predictions import predict
+from fmhar.evaluation.streaming import stream
+from fmhar.features.dataset import FeatureDataset
+from fmhar.features.extraction import extract
+from fmhar.features.store import FeatureStore
 from fmhar.probe import ProbeBank, sweep
-from fmhar.streaming import stream
-from fmhar.synthetic import SyntheticConfig, write_synthetic
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
 
 HEADS = 'max_pooling', 'self_attention_all_avg', 'cross_attention_all', 'step', 'lstm'
 QUIET = dict(n_clips=2, progress=False)

@@ -15,19 +15,11 @@ import pandas as pd
 import pytest
 
 from fmhar.errors import InputError
-from fmhar.rendering import VIEWS
-from fmhar.scenes import ACTIONS, CLASSES, PAIRS
-from fmhar.synthetic import (
-    CHUNK,
-    COLUMNS,
-    SyntheticConfig,
-    in_view,
-    motion_of,
-    render_action,
-    script,
-    split_subjects,
-    write_synthetic,
-)
+from fmhar.synthetic.actions import ACTIONS, CLASSES, PAIRS
+from fmhar.synthetic.cameras import VIEWS
+from fmhar.synthetic.film import COLUMNS, in_view, write_synthetic
+from fmhar.synthetic.scripts import CHUNK, SyntheticConfig, script, split_subjects
+from fmhar.synthetic.studio import motion_of, render_action
 
 SMALL = SyntheticConfig.tiny(
     classes=('opening_bottle', 'closing_bottle', 'drinking'), chunks_per_subject=6, size=(64, 48)
@@ -156,7 +148,7 @@ def test_layout_and_clocks(root):
 
 
 def test_long_actions_are_cut_into_chunks():
-    from fmhar.synthetic import annotations
+    from fmhar.synthetic.film import annotations
 
     c = SyntheticConfig(subjects=3, chunks_per_subject=60, other_frames=(150, 200))
     rows = annotations(script(c), 'inner_mirror')

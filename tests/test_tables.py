@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score
 
-from fmhar import plots, tables
 from fmhar.errors import InputError
-from fmhar.evaluation import Predictions, score
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import score
 from fmhar.metrics import halves
-from fmhar.report import MISPRINTS, PAPER, PRINTED, to_markdown, to_text
+from fmhar.paper import figures as plots
+from fmhar.paper import tables
+from fmhar.paper.layout import to_markdown, to_text
+from fmhar.paper.printed import MISPRINTS, PAPER, PRINTED
+from fmhar.paper.tables import Run
 from fmhar.statistics import bootstrap, differences, holm, intervals, side_by_side
-from fmhar.tables import Run
 
 pytestmark = pytest.mark.filterwarnings('ignore::pandas.errors.PerformanceWarning')
 

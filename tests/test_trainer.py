@@ -17,28 +17,18 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from test_processes import run_on
 
-import fmhar.orderaware
+import fmhar.fusion
 import fmhar.trainer
-from fmhar.backbones import Features
+from fmhar.contracts import Features
 from fmhar.errors import InputError
-from fmhar.fusion import FUSIONS
+from fmhar.fusion.base import FUSIONS
 from fmhar.probe import ProbeBank, ProbeSpec, sweep
 from fmhar.processes import Processes
-from fmhar.trainer import (
-    Curves,
-    History,
-    Recipe,
-    balanced_accuracy,
-    class_weight,
-    cross_entropy,
-    draw,
-    epoch_clips,
-    fit,
-    lr_factor,
-    read_part,
-    start,
-    targets,
-)
+from fmhar.trainer.curves import Curves, draw
+from fmhar.trainer.labels import class_weight, cross_entropy, targets
+from fmhar.trainer.loop import balanced_accuracy, fit, read_part, start
+from fmhar.trainer.recipe import Recipe, epoch_clips, lr_factor
+from fmhar.trainer.state import History
 
 DIM, N_CLASSES = 16, 3
 SETS = dict(label=N_CLASSES, side=2, day=5)  # classes of each label set

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numbered import SIDE, WHOLE, number, picture, write_video
 
-from fmhar import video
-from fmhar.errors import InputError
-from fmhar.video import Transform, VideoError, sweep, sweep_crops, video_info
+from fmhar.datasets import video
+from fmhar.datasets.video import Transform, sweep, sweep_crops, video_info
+from fmhar.errors import InputError, VideoError
 
 N = 100
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import transformers as tf
 from numbered import write_video
 
 from fmhar import features
-from fmhar.backbones import quietly
+from fmhar.backbones.load import quietly
 
 ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', TQDM_DISABLE='1')
 N = 240  # frames of a video
