@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_activitynet']
 
-# %% ../../nbs/01_datasets/14_activitynet.ipynb #ae722e59
+# %% ../../nbs/01_datasets/14_activitynet.ipynb #3eeb4b81
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,17 @@ import pandas as pd
 
 from fmhar.datasets.containers import ask_files, frame_rate
 from fmhar.datasets.names import event_of, name_pattern
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
-from fmhar.datasets.splits import seconds_to_frames, split_persons
+from fmhar.datasets.segments import as_segments, fill_in, reader
+from fmhar.datasets.splits import note_missing_videos, seconds_to_frames, split_persons
 from fmhar.errors import InputError
 from fmhar.files import read_json
 
-# %% ../../nbs/01_datasets/14_activitynet.ipynb #e7785af4
+# %% ../../nbs/01_datasets/14_activitynet.ipynb #b8905e5b
 SUBSETS = dict(
     training='train', train='train', validation='val', val='val', testing='test', test='test'
 )
 
-# %% ../../nbs/01_datasets/14_activitynet.ipynb #bf5672a1
+# %% ../../nbs/01_datasets/14_activitynet.ipynb #03aa10b0
 def read_entry(entry: dict, where: str) -> list[dict]:
     "label, begin, finish (seconds) of each annotation of a video"
     listed = entry.get('annotations', entry.get('annotation', entry.get('actions')))
@@ -48,7 +48,7 @@ def read_entry(entry: dict, where: str) -> list[dict]:
             ) from None
     return rows
 
-# %% ../../nbs/01_datasets/14_activitynet.ipynb #5e40a329
+# %% ../../nbs/01_datasets/14_activitynet.ipynb #4e92d937
 def read_database(path: str | Path, pattern: str) -> pd.DataFrame:
     "A row for each annotation: video, the fields of the pattern, label, begin, finish, subset"
     content, compiled, rows = read_json(path), name_pattern(pattern), []
@@ -62,7 +62,7 @@ def read_database(path: str | Path, pattern: str) -> pd.DataFrame:
         raise InputError('No annotation', where=path)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/01_datasets/14_activitynet.ipynb #7281ab77
+# %% ../../nbs/01_datasets/14_activitynet.ipynb #e0abec8e
 @reader('activitynet')
 def load_activitynet(
     root: str | Path,
@@ -108,7 +108,7 @@ def load_activitynet(
     """
     rows = read_database(annotations, pattern)
     rows['path'] = [str(Path(root) / f'{name}{suffix}') for name in rows.video]
-    expect_videos(rows, f'{root}/<name>{suffix}')
+    note_missing_videos(rows, f'{root}/<name>{suffix}')
     rates = ask_files(frame_rate, rows.path, np.nan)
     rows['fps'] = rows.path.map(rates).astype(float)
     fps = rows.fps if unit == 'seconds' else np.ones(len(rows))

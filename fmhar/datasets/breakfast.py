@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/24_breakfast.ipynb #0060f2dd
+# %% ../../nbs/01_datasets/24_breakfast.ipynb #34b92d2f
 from pathlib import Path
 
 import pandas as pd
 
 from fmhar.datasets.ms_tcn import load_ms_tcn
 from fmhar.datasets.segments import reader
+from fmhar.datasets.splits import find_below
 
-# %% ../../nbs/01_datasets/24_breakfast.ipynb #60069ab7
+# %% ../../nbs/01_datasets/24_breakfast.ipynb #7abc2d01
 @reader('breakfast')
 def load_breakfast(
     root: str | Path,  # folder of the videos, P03_cam01_P03_cereals.avi
     *,
-    annotations: str | Path,  # folder with groundTruth/, mapping.txt, splits/
+    annotations: str
+    | Path
+    | None = None,  # folder with groundTruth/, mapping.txt, splits/; default: found below root
     split: str = 'subject-view',  # or 1 .. 4
     seed: int = 0,  # of the draw of persons
     suffix: str = '.avi',
@@ -26,6 +29,6 @@ def load_breakfast(
 ) -> pd.DataFrame:  # segments
     "Read Breakfast Actions"
     return load_ms_tcn(
-        annotations, videos=root, pattern='{subject}_{view}_{}_{dish}', suffix=suffix, background=('SIL',),
+        find_below(root, '**/groundTruth/..', annotations), videos=root, pattern='{subject}_{view}_{}_{dish}', suffix=suffix, background=('SIL',),
         split=str(split), seed=seed, trained_view=trained_view, dataset='breakfast',
     )  # fmt: skip

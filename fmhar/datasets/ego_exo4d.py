@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #c2119044
+# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #3a5139fe
 from pathlib import Path
 
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.segments import as_segments, fill_in, reader
+from fmhar.datasets.splits import find_below, note_missing_videos, split_persons
 from fmhar.errors import InputError
 from fmhar.files import read_json
 
-# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #11670a03
+# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #a6e18b64
 def read_keysteps(path: Path, split: str) -> list[dict]:
     "A row for each file of each segment: path below the clips, view, camera, take, event, label"
     content = read_json(path)
@@ -33,19 +33,26 @@ def read_keysteps(path: Path, split: str) -> list[dict]:
             rows.append(dict(path=name, event=event, label=s['step_name'], split=split, **known))
     return rows
 
-# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #aaf8c065
+# %% ../../nbs/01_datasets/16_ego_exo4d.ipynb #5e65b87e
 @reader('ego_exo4d')
 def load_ego_exo4d(
     root: str | Path,  # folder of the clips: <split>/<take>/<name>.mp4
     *,
-    annotations: str | Path,  # with keystep_benchmark/ and, for persons, takes.json
+    annotations: str
+    | Path
+    | None = None,  # with keystep_benchmark/ and, for persons, takes.json; default: found below root
     split: str = 'official',  # train and val lists; or subject-view
     seed: int = 0,  # of the draw of persons
     min_count: int = 20,  # classes with fewer training segments are left out, as in the benchmark
     trained_view: str = 'ego',
 ) -> pd.DataFrame:  # segments, with columns camera, take, site
     "Read the keystep clips of Ego-Exo4D"
-    folder = Path(annotations) / 'keystep_benchmark'
+    lists = find_below(
+        root,
+        '**/keystep_segment_train.json',
+        annotations and Path(annotations) / 'keystep_benchmark/x',
+    )
+    folder, annotations = lists.parent, lists.parent.parent
     parts = (('train', 'train'), ('val', 'test'))  # the test list has no labels
     rows = pd.DataFrame(
         [r for p, s in parts for r in read_keysteps(folder / f'keystep_segment_{p}.json', s)]
@@ -69,7 +76,7 @@ def load_ego_exo4d(
             where=folder,
             expected=f'{min_count} (option min_count)',
         )
-    expect_videos(rows, f'{root}/<split>/<take>/<name>.mp4')
+    note_missing_videos(rows, f'{root}/<split>/<take>/<name>.mp4')
     return as_segments(
         fill_in(rows.drop(columns='take_uid')),
         dataset='ego_exo4d',

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/23_h2o.ipynb #a15f0d9a
+# %% ../../nbs/01_datasets/23_h2o.ipynb #5bbf5c06
 from pathlib import Path
 
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.segments import as_segments, fill_in, reader
+from fmhar.datasets.splits import note_missing_videos, split_persons
 from fmhar.errors import InputError
 
-# %% ../../nbs/01_datasets/23_h2o.ipynb #ba76043d
+# %% ../../nbs/01_datasets/23_h2o.ipynb #844fb9e7
 def read_h2o_list(path: Path, split: str) -> pd.DataFrame:
     "take (subject/scene/number), label, start, end (half-open) of an action list"
     if not path.is_file():
@@ -31,7 +31,7 @@ def read_h2o_list(path: Path, split: str) -> pd.DataFrame:
     numbers = rows[['start', 'end']].astype('int64')
     return rows.assign(start=numbers.start, end=numbers.end + 1, split=split)
 
-# %% ../../nbs/01_datasets/23_h2o.ipynb #3ba27900
+# %% ../../nbs/01_datasets/23_h2o.ipynb #2daa5ab8
 @reader('h2o')
 def load_h2o(
     root: str | Path,  # holds subject1/h1/0/cam4/rgb/000000.png ... and action_labels/
@@ -56,7 +56,7 @@ def load_h2o(
     rows = pd.concat(cameras, ignore_index=True)
     rows['path'] = [str(Path(root) / t / v / 'rgb') for t, v in zip(rows['take'], rows.view)]
     rows['fps'] = 30.0
-    expect_videos(rows, f'{root}/subject1/h1/0/cam4/rgb')
+    note_missing_videos(rows, f'{root}/subject1/h1/0/cam4/rgb')
     return as_segments(
         fill_in(rows.drop(columns='take')),
         dataset='h2o',

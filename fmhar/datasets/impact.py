@@ -5,18 +5,24 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #64a96300
+# %% ../../nbs/01_datasets/15_impact.ipynb #6ccbb00e
 import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
-from fmhar.datasets.splits import official_split, read_names, split_persons
+from fmhar.datasets.segments import as_segments, fill_in, reader
+from fmhar.datasets.splits import (
+    find_below,
+    note_missing_videos,
+    official_split,
+    read_names,
+    split_persons,
+)
 from fmhar.errors import InputError, unknown
 from fmhar.files import read_json
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #2c055168
+# %% ../../nbs/01_datasets/15_impact.ipynb #5836f5c1
 def read_impact_file(path: Path) -> list[dict]:
     "Rows of one annotation file: video, view, session, subject (None for ego), label, start, end"
     content = read_json(path)
@@ -33,10 +39,10 @@ def read_impact_file(path: Path) -> list[dict]:
     return [
         known | dict(label=s['label'].casefold(), start=s['f_start'], end=s['f_end'] + 1)
         for s in content['segments']
-        if s['label']
+        if (s['label'] or 'null').casefold() != 'null'
     ]
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #15cc61cf
+# %% ../../nbs/01_datasets/15_impact.ipynb #3c45c444
 def common_order(a: list[str], b: list[str]) -> dict[int, int]:
     "Positions of b -> positions of a along a longest common subsequence"
     best = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
@@ -55,7 +61,7 @@ def common_order(a: list[str], b: list[str]) -> dict[int, int]:
             j += 1
     return found
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #8046db22
+# %% ../../nbs/01_datasets/15_impact.ipynb #67062467
 IMPACT_VIEWS = 'front', 'left', 'right', 'top', 'ego'
 
 
@@ -74,19 +80,24 @@ def tie_views(rows: pd.DataFrame) -> pd.Series:
             ]
     return events
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #c140155d
+# %% ../../nbs/01_datasets/15_impact.ipynb #4c5a5489
 @reader('impact')
 def load_impact(
     root: str | Path,  # holds <video_id>.mp4 at any depth
     *,
-    annotations: str | Path,  # the folder dataset/CV of the repository
+    annotations: str
+    | Path
+    | None = None,  # the folder dataset/CV of the repository; default: found below root
     split: str = 'subject-view',  # persons disjoint; or official-1 .. official-4
     seed: int = 0,  # of the draw of persons
     views: list[str] | None = None,  # default: all five
     trained_view: str = 'front',
 ) -> pd.DataFrame:  # segments, with a column session
     "Read the coarse actions (CAS) of IMPACT in all views"
-    files = sorted(Path(annotations).glob('annotations_CAS/*/**/*.json'))
+    annotations = find_below(
+        root, '**/annotations_CAS', annotations and Path(annotations) / 'annotations_CAS'
+    ).parent
+    files = sorted(annotations.glob('annotations_CAS/*/**/*.json'))
     rows = pd.DataFrame([row for file in files for row in read_impact_file(file)])
     if rows.empty:
         raise InputError(
@@ -109,11 +120,11 @@ def load_impact(
         warnings.warn(
             f'{alone.sum()} of {len(rows)} segments have no like in another view', stacklevel=2
         )
-    rows['split'] = impact_split(rows, Path(annotations), split, seed)
+    rows['split'] = impact_split(rows, annotations, split, seed)
     rows = rows[rows.view.isin(views or IMPACT_VIEWS)].dropna(subset='split')
     where = {p.stem: str(p) for p in Path(root).rglob('*.mp4')}
     rows['path'] = [where.get(v, str(Path(root) / f'{v}.mp4')) for v in rows.video]
-    expect_videos(rows, f'{root}/**/<video_id>.mp4')
+    note_missing_videos(rows, f'{root}/**/<video_id>.mp4')
     return as_segments(
         fill_in(rows.drop(columns='video')),
         dataset='impact',
@@ -121,7 +132,7 @@ def load_impact(
         trained_view=trained_view,
     )
 
-# %% ../../nbs/01_datasets/15_impact.ipynb #d74aab09
+# %% ../../nbs/01_datasets/15_impact.ipynb #4bc68f64
 def impact_split(rows: pd.DataFrame, annotations: Path, split: str, seed: int) -> pd.Series:
     "train, val or test of each row; None for a video that an official split leaves out"
     official = tuple(f'official-{i}' for i in range(1, 5))

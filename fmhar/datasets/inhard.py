@@ -5,32 +5,33 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/21_inhard.ipynb #a36fcf72
+# %% ../../nbs/01_datasets/21_inhard.ipynb #bc8e6999
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fmhar.datasets.containers import ask_files, frame_rate
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, read_table, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.segments import as_segments, fill_in, read_table, reader
+from fmhar.datasets.splits import find_below, note_missing_videos, split_persons
 from fmhar.errors import InputError
 
-# %% ../../nbs/01_datasets/21_inhard.ipynb #42153162
+# %% ../../nbs/01_datasets/21_inhard.ipynb #0fb9730a
 INHARD_CROPS = dict(top='0,0,0.5,0.5', left='0.5,0,1,0.5', right='0.5,0.5,1,1')
 
-# %% ../../nbs/01_datasets/21_inhard.ipynb #c9619f83
+# %% ../../nbs/01_datasets/21_inhard.ipynb #9fd6a62f
 @reader('inhard')
 def load_inhard(
     root: str | Path,  # folder of <File_name>.mp4
     *,
-    annotations: str | Path,  # InHARD.csv
+    annotations: str | Path | None = None,  # InHARD.csv; default: found below root
     label: str = 'Meta_action_label',  # or Action_label: 74 classes
     split: str = 'subject-view',  # persons disjoint; the lists of the owners share persons
     seed: int = 0,  # of the draw of persons
     trained_view: str = 'top',
 ) -> pd.DataFrame:  # segments, with a column crop
     "Read InHARD, three views from one mosaic"
+    annotations = find_below(root, '**/InHARD.csv', annotations)
     times = ['Action_start_rgb_sec', 'Action_end_rgb_sec']
     rows = read_table(annotations, ['File_name', 'Subject', label, *times])
     rows = pd.DataFrame(dict(video=rows.File_name, subject=rows.Subject, label=rows[label], **{
@@ -40,7 +41,7 @@ def load_inhard(
         line = int(rows.index[rows[['begin', 'finish']].isna().any(axis=1)][0]) + 2
         raise InputError('Not a time', where=f'{annotations}, line {line}', expected='seconds')
     rows['path'] = [str(Path(root) / f'{Path(v).stem}.mp4') for v in rows.video]
-    expect_videos(rows.assign(view=trained_view), f'{root}/<File_name>.mp4')
+    note_missing_videos(rows.assign(view=trained_view), f'{root}/<File_name>.mp4')
     rate = rows.path.map(ask_files(frame_rate, rows.path, np.nan)).astype(float).fillna(25.0)
     rows['start'], rows['end'] = (
         (rows.begin * rate).astype(int),

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['load_lerobot']
 
-# %% ../../nbs/01_datasets/18_lerobot.ipynb #f248b5e7
+# %% ../../nbs/01_datasets/18_lerobot.ipynb #af018b49
 import json
 from pathlib import Path
 
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, reader
-from fmhar.datasets.splits import seconds_to_frames, split_persons
+from fmhar.datasets.segments import as_segments, reader
+from fmhar.datasets.splits import note_missing_videos, seconds_to_frames, split_persons
 from fmhar.errors import InputError
 from fmhar.files import read_json
 
-# %% ../../nbs/01_datasets/18_lerobot.ipynb #13b1c0f4
+# %% ../../nbs/01_datasets/18_lerobot.ipynb #8660a2ad
 def read_episodes(root: Path) -> pd.DataFrame:
     "episode_index, task (the first, where an episode has several), length, and v3.0's offsets"
     lines = root / 'meta/episodes.jsonl'
@@ -40,7 +40,7 @@ def read_episodes(root: Path) -> pd.DataFrame:
     rows['task'] = [str(t[0]) if not isinstance(t, str) and len(t) else str(t) for t in rows.tasks]
     return rows
 
-# %% ../../nbs/01_datasets/18_lerobot.ipynb #d42b9212
+# %% ../../nbs/01_datasets/18_lerobot.ipynb #4e094dba
 def place_of(info: dict, episode: pd.Series, key: str) -> dict:
     "path below the root, start and end (frames) of an episode in the camera `key`"
     n, fps = int(episode.length), float(info['fps'])
@@ -54,7 +54,7 @@ def place_of(info: dict, episode: pd.Series, key: str) -> dict:
     (start,), _ = seconds_to_frames([begin], [begin], [fps])
     return dict(path=info['video_path'].format(**fields), start=int(start), end=int(start) + n)
 
-# %% ../../nbs/01_datasets/18_lerobot.ipynb #50d9ef80
+# %% ../../nbs/01_datasets/18_lerobot.ipynb #fe9a507c
 @reader('lerobot')
 def load_lerobot(
     root: str | Path,
@@ -116,7 +116,7 @@ def load_lerobot(
     rows['path'] = [str(root / p) for p in rows.path]
     rows['subject'], rows['fps'] = rows[unit], float(info['fps'])
     rows['split'] = split_persons(rows, column=unit, val=val, test=test, seed=seed)
-    expect_videos(rows, f'{root}/{info["video_path"]}')
+    note_missing_videos(rows, f'{root}/{info["video_path"]}')
     return as_segments(
         rows,
         dataset=root.resolve().name,

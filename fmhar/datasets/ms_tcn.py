@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ms_tcn']
 
-# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #8818589d
+# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #e2b2e041
 import warnings
 from pathlib import Path
 
@@ -13,11 +13,16 @@ import numpy as np
 import pandas as pd
 
 from fmhar.datasets.names import event_of, name_pattern
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
-from fmhar.datasets.splits import official_split, read_names, split_persons
+from fmhar.datasets.segments import as_segments, fill_in, reader
+from fmhar.datasets.splits import (
+    note_missing_videos,
+    official_split,
+    read_names,
+    split_persons,
+)
 from fmhar.errors import InputError
 
-# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #292187c2
+# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #fb13dcf6
 def runs_of(labels: list[str]) -> pd.DataFrame:
     "Runs of equal labels as label, start, end (half-open)"
     labels = np.asarray(labels, dtype=object)
@@ -26,7 +31,7 @@ def runs_of(labels: list[str]) -> pd.DataFrame:
     end = np.concatenate([cuts, [len(labels)]]) if len(labels) else cuts
     return pd.DataFrame({'label': labels[start.astype(int)], 'start': start, 'end': end})
 
-# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #7d92abe4
+# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #0b5e3bd6
 def read_mapping(path: str | Path) -> list[str]:
     "Class names in the order of their numbers"
     if not Path(path).is_file():
@@ -46,7 +51,7 @@ def read_mapping(path: str | Path) -> list[str]:
         )
     return [name.strip() for _, name in sorted(rows, key=lambda row: int(row[0]))]
 
-# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #0d066f49
+# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #df313927
 def read_framewise(folder: str | Path, pattern: str, background: tuple[str, ...]) -> pd.DataFrame:
     "A row for each run of labels of each file: video, the fields of the pattern, label, start, end"
     compiled, tables = name_pattern(pattern), []
@@ -67,7 +72,7 @@ def read_framewise(folder: str | Path, pattern: str, background: tuple[str, ...]
         )
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #4977dfd8
+# %% ../../nbs/01_datasets/13_ms_tcn.ipynb #cf267ab4
 @reader('ms_tcn')
 def load_ms_tcn(
     root: str | Path,
@@ -133,7 +138,7 @@ def load_ms_tcn(
     else:
         column = 'subject' if 'subject' in rows else 'video'
         rows['split'] = split_persons(rows, split, column=column, seed=seed, official=('1', '2'))
-    expect_videos(rows, f'{videos}/<name>{suffix}')
+    note_missing_videos(rows, f'{videos}/<name>{suffix}')
     classes = [c for c in read_mapping(Path(root) / mapping) if c not in background]
     return as_segments(
         fill_in(rows.drop(columns='video')),

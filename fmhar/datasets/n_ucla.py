@@ -5,27 +5,31 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/19_n_ucla.ipynb #523f3c4c
+# %% ../../nbs/01_datasets/19_n_ucla.ipynb #3507db4b
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, read_table, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.segments import as_segments, fill_in, read_table, reader
+from fmhar.datasets.splits import find_below, note_missing_videos, split_persons
 
-# %% ../../nbs/01_datasets/19_n_ucla.ipynb #03929c8d
+# %% ../../nbs/01_datasets/19_n_ucla.ipynb #94f6cc24
 @reader('n_ucla')
 def load_n_ucla(
     root: str | Path,  # folder of the clips, at any depth
     *,
-    annotations: str | Path,  # CSV with video, subject, action, viewpoint
+    annotations: str
+    | Path
+    | None = None,  # CSV with video, subject, action, viewpoint; default: NUMA*.csv below root
     split: str = 'subject-view',  # or CV: train cameras 1 and 2, test camera 3
     seed: int = 0,  # of the draw of persons
     trained_view: str = 'view1',
 ) -> pd.DataFrame:  # segments: each file is one
     "Read Northwestern-UCLA Multiview Action 3D"
-    rows = read_table(annotations, ['video', 'subject', 'action', 'viewpoint'])
+    rows = read_table(
+        find_below(root, '**/NUMA*.csv', annotations), ['video', 'subject', 'action', 'viewpoint']
+    )
     rows = rows.apply(lambda column: column.str.replace('"', '').str.strip())
     where = {p.name: str(p) for p in Path(root).rglob('*.avi')}
     rows['path'] = [where.get(v, str(Path(root) / v)) for v in rows.video]
@@ -38,7 +42,7 @@ def load_n_ucla(
     rows['split'] = (
         (rows.viewpoint == '3').map({True: 'test', False: 'train'}) if split == 'CV' else persons
     )
-    expect_videos(rows, f'{root}/**/<video>.avi')
+    note_missing_videos(rows, f'{root}/**/<video>.avi')
     return as_segments(
         fill_in(rows.drop(columns=['video', 'action', 'viewpoint'])),
         dataset='n_ucla',

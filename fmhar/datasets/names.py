@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_pattern']
 
-# %% ../../nbs/01_datasets/12_names.ipynb #3dd03723
+# %% ../../nbs/01_datasets/12_names.ipynb #012f2fa3
 import os
 import re
 import warnings
@@ -17,7 +17,7 @@ from fmhar.datasets.segments import as_segments, fill_in, reader
 from fmhar.datasets.splits import split_persons
 from fmhar.errors import InputError
 
-# %% ../../nbs/01_datasets/12_names.ipynb #ed64fce6
+# %% ../../nbs/01_datasets/12_names.ipynb #dcd195c8
 def name_pattern(pattern: str) -> re.Pattern:
     "The regular expression of a pattern with `{field}` and `{}`"
     fields = re.findall(r'\{(\w*)\}', pattern)
@@ -29,7 +29,7 @@ def name_pattern(pattern: str) -> re.Pattern:
     groups = [f'(?P<{f}>[^/]+?)' if f else '[^/]*?' for f in fields]
     return re.compile(parts[0] + ''.join(g + p for g, p in zip(groups, parts[1:])))
 
-# %% ../../nbs/01_datasets/12_names.ipynb #b5f29dd5
+# %% ../../nbs/01_datasets/12_names.ipynb #253fdd1d
 def match_names(
     root: str | Path,
     pattern: str,
@@ -48,13 +48,13 @@ def match_names(
         raise InputError('No file name matches', where=root, expected=pattern, found=first)
     return pd.DataFrame(rows), others
 
-# %% ../../nbs/01_datasets/12_names.ipynb #32422373
+# %% ../../nbs/01_datasets/12_names.ipynb #e233694b
 def event_of(rows: pd.DataFrame, ignore: tuple[str, ...] = ('path', 'view', 'split')) -> pd.Series:
     "One name for the same moment in all views, from all other columns"
     columns = [c for c in rows if c not in ignore]
     return rows[columns].astype(str).agg('/'.join, axis=1)
 
-# %% ../../nbs/01_datasets/12_names.ipynb #f73202ea
+# %% ../../nbs/01_datasets/12_names.ipynb #e800769e
 @reader('pattern')
 def load_pattern(
     root: str | Path,

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #d8bf2f39
+# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #9169d488
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, read_table, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.segments import as_segments, fill_in, read_table, reader
+from fmhar.datasets.splits import note_missing_videos, split_persons
 from fmhar.errors import InputError
 
-# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #e1a5e217
+# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #0f8463af
 PKU_VIEWS = dict(L='left', M='middle', R='right')
 
 
@@ -43,12 +43,12 @@ def read_pku_labels(folder: str | Path) -> pd.DataFrame:
         raise InputError('No labels found', where=folder, expected='XXXX-V.label')
     return pd.DataFrame(rows, columns=['video', 'view', 'label', 'start', 'end'])
 
-# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #cedda4e4
+# %% ../../nbs/01_datasets/20_pku_mmd.ipynb #56b4488a
 @reader('pku_mmd')
 def load_pku_mmd(
     root: str | Path,  # folder of XXXX-V.avi
     *,
-    annotations: str | Path,  # folder of XXXX-V.label
+    annotations: str | Path | None = None,  # folder of XXXX-V.label; default: root
     names: list[str] | None = None,  # of the classes 1, 2, ...; default: their numbers
     persons: str | Path | None = None,  # CSV with video, subject
     split: str = 'subject-view',  # persons (or recordings) disjoint; or CV: test the left camera
@@ -56,7 +56,7 @@ def load_pku_mmd(
     trained_view: str = 'middle',
 ) -> pd.DataFrame:  # segments
     "Read PKU-MMD"
-    rows = read_pku_labels(annotations)
+    rows = read_pku_labels(annotations or root)
     letter = {v: k for k, v in PKU_VIEWS.items()}
     rows['path'] = [
         str(Path(root) / f'{v}-{letter[view]}.avi') for v, view in zip(rows.video, rows.view)
@@ -71,7 +71,7 @@ def load_pku_mmd(
         rows['split'] = (rows.view == 'left').map({True: 'test', False: 'train'})
     else:
         rows['split'] = split_persons(rows, split, column=unit, seed=seed, official=('CV',))
-    expect_videos(rows, f'{root}/XXXX-V.avi')
+    note_missing_videos(rows, f'{root}/XXXX-V.avi')
     return as_segments(
         fill_in(rows),
         dataset='pku_mmd',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/17_smarthome.ipynb #febef86a
+# %% ../../nbs/01_datasets/17_smarthome.ipynb #fae17526
 from pathlib import Path
 
 import pandas as pd
@@ -13,15 +13,15 @@ import pandas as pd
 from fmhar.datasets.activitynet import load_activitynet
 from fmhar.datasets.names import event_of, match_names
 from fmhar.datasets.segments import as_segments, fill_in, read_table, reader
-from fmhar.datasets.splits import split_persons
+from fmhar.datasets.splits import find_below, split_persons
 
-# %% ../../nbs/01_datasets/17_smarthome.ipynb #873074b2
+# %% ../../nbs/01_datasets/17_smarthome.ipynb #975061d7
 SMARTHOME_PERSONS = 3, 4, 6, 7, 9, 12, 13, 15, 17, 19, 25  # train in CS
 SMARTHOME_CAMERAS = dict(
     CV1=dict(train=(1,), val=(5,), test=(2,)), CV2=dict(train=(1, 3, 4, 6, 7), val=(5,), test=(2,))
 )
 
-# %% ../../nbs/01_datasets/17_smarthome.ipynb #bee4c11d
+# %% ../../nbs/01_datasets/17_smarthome.ipynb #1f26f41e
 def smarthome_split(rows: pd.DataFrame, split: str, seed: int) -> pd.Series:
     "train, val or test for each row, None for a camera that a protocol does not use"
     if split == 'CS':
@@ -31,7 +31,7 @@ def smarthome_split(rows: pd.DataFrame, split: str, seed: int) -> pd.Series:
         return rows.view.str.removeprefix('c').astype(int).map(of)
     return split_persons(rows, split, seed=seed, official=('CS', 'CV1', 'CV2'))
 
-# %% ../../nbs/01_datasets/17_smarthome.ipynb #c4d4ca4c
+# %% ../../nbs/01_datasets/17_smarthome.ipynb #a580dec4
 @reader('smarthome')
 def load_smarthome(
     root: str | Path,  # folder of the clips, at any depth
@@ -55,12 +55,14 @@ def load_smarthome(
     table.attrs['not_matched'] = others
     return table
 
-# %% ../../nbs/01_datasets/17_smarthome.ipynb #b9f7d0a5
+# %% ../../nbs/01_datasets/17_smarthome.ipynb #972bbd19
 @reader('tsu')
 def load_tsu(
     root: str | Path,  # folder of P11T15C01.mp4 ...
     *,
-    annotations: str | Path,  # smarthome_CS_51.json or smarthome_CV_51.json
+    annotations: str
+    | Path
+    | None = None,  # smarthome_CS_51.json or smarthome_CV_51.json; default: found below root
     names: list[str] | None = None,  # of the 51 classes; default: their numbers
     split: str = 'subset',  # the file's own, or subject-view
     offsets: str
@@ -70,7 +72,7 @@ def load_tsu(
 ) -> pd.DataFrame:  # segments
     "Read the untrimmed recordings of Toyota Smarthome (TSU)"
     rows = load_activitynet(
-        root, annotations=annotations, pattern='P{subject}T{take}C{view}', unit='seconds', names=names,
+        root, annotations=find_below(root, '**/smarthome_C[SV]_51.json', annotations), pattern='P{subject}T{take}C{view}', unit='seconds', names=names,
         split=split, trained_view=trained_view, dataset='tsu',
     )  # fmt: skip
     if offsets is not None:

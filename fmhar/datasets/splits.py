@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/11_splits.ipynb #57a92928
+# %% ../../nbs/01_datasets/11_splits.ipynb #af88d670
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fmhar.datasets.segments import expect_videos
 from fmhar.errors import InputError, unknown
 
-# %% ../../nbs/01_datasets/11_splits.ipynb #7268b42a
+# %% ../../nbs/01_datasets/11_splits.ipynb #d1f002ad
 def split_persons(
     rows: pd.DataFrame,
     split: str = 'subject-view',
@@ -39,7 +42,7 @@ def split_persons(
     of |= dict.fromkeys(persons[n_test : n_test + n_val], 'val')
     return rows[column].map(of)
 
-# %% ../../nbs/01_datasets/11_splits.ipynb #d076849e
+# %% ../../nbs/01_datasets/11_splits.ipynb #8a3c421c
 def read_names(path: str | Path) -> list[str]:
     "The first word of each line of a list, without .txt"
     if not Path(path).is_file():
@@ -49,7 +52,7 @@ def read_names(path: str | Path) -> list[str]:
         line.replace(',', ' ').split()[0].removesuffix('.txt') for line in lines if line.strip()
     ]
 
-# %% ../../nbs/01_datasets/11_splits.ipynb #bfaba0bc
+# %% ../../nbs/01_datasets/11_splits.ipynb #13d9b88e
 def official_split(names: pd.Series, lists: dict[str, list[str]]) -> pd.Series:
     "train, val or test for each name, None where no list has it; a name in two lists is an error"
     of = {}
@@ -60,10 +63,29 @@ def official_split(names: pd.Series, lists: dict[str, list[str]]) -> pd.Series:
                 raise InputError(what, expected='one list', found=f'{of[name]} and {split}')
     return names.map(of)
 
-# %% ../../nbs/01_datasets/11_splits.ipynb #1ee8c343
+# %% ../../nbs/01_datasets/11_splits.ipynb #dc43a0ec
 def seconds_to_frames(start, end, fps, nominal: float = 30.0) -> tuple[np.ndarray, np.ndarray]:
     "First frame and one past the last of stretches given in seconds; at least one frame each"
     rate = np.where(np.isfinite(fps), fps, nominal)
     first = np.floor(np.asarray(start, float) * rate + 1e-6).astype('int64')
     last = np.ceil(np.asarray(end, float) * rate - 1e-6).astype('int64')
     return first, np.maximum(last, first + 1)
+
+# %% ../../nbs/01_datasets/11_splits.ipynb #c6c4ba69
+def note_missing_videos(rows: pd.DataFrame, expected: str):
+    "Warn if no video of a table is there, or none of a whole view"
+    if not any(os.path.exists(p) for p in rows.path.unique()):
+        warnings.warn(f'no video found, annotations alone; expected {expected}', stacklevel=3)
+    else:
+        expect_videos(rows, expected)
+
+# %% ../../nbs/01_datasets/11_splits.ipynb #49c7eb4d
+def find_below(root: str | Path, pattern: str, given: str | Path | None = None) -> Path:
+    "The path that was given, or the first match of a pattern below `root`"
+    if given is not None:
+        return Path(given)
+    found = sorted(Path(root).glob(pattern))
+    if not found:
+        do = 'give annotations=PATH (on the command line: --option annotations=PATH)'
+        raise InputError('Annotations not found', where=root, expected=pattern, do=do)
+    return found[0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/01_datasets/22_taco.ipynb #7dc8062a
+# %% ../../nbs/01_datasets/22_taco.ipynb #ec602c83
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from fmhar.datasets.segments import as_segments, fill_in, reader
 from fmhar.datasets.splits import split_persons
 from fmhar.errors import InputError, unknown
 
-# %% ../../nbs/01_datasets/22_taco.ipynb #9938f9e2
+# %% ../../nbs/01_datasets/22_taco.ipynb #0fe01e11
 TACO_LABELS = dict(triplet=slice(None), action=0, tool=1, object=2)
 
 
@@ -34,7 +34,7 @@ def taco_files(root: Path) -> list[dict]:
         )
     return rows
 
-# %% ../../nbs/01_datasets/22_taco.ipynb #4c7b901a
+# %% ../../nbs/01_datasets/22_taco.ipynb #590229c7
 @reader('taco')
 def load_taco(
     root: str | Path,  # holds Allocentric_RGB_Videos and Egocentric_RGB_Videos
