@@ -131,23 +131,23 @@ def write_annotations(root: Path, recordings: list[Recording]):
 def claim_folder(root: Path, c: SyntheticConfig):
     "Note the settings in `root`; a folder that holds another set, or something else, is refused"
     note = root / 'synthetic.json'
-    ours = json.loads(json.dumps({'version': VERSION, **asdict(c)}))
+    wanted = json.loads(json.dumps({'version': VERSION, **asdict(c)}))
     if note.exists():
-        theirs = read_json(note)
-        differ = [k for k in ours if k not in theirs or theirs[k] != ours[k]]
+        noted = read_json(note)
+        differ = [k for k in wanted if k not in noted or noted[k] != wanted[k]]
         if differ:
             raise InputError(
                 'The folder holds a synthetic set made with other settings',
                 where=note,
-                expected=', '.join(f'{k}={ours[k]}' for k in differ),
-                found=', '.join(f'{k}={theirs.get(k)}' for k in differ),
+                expected=', '.join(f'{k}={wanted[k]}' for k in differ),
+                found=', '.join(f'{k}={noted.get(k)}' for k in differ),
                 do='choose another folder, or remove this one',
             )
     elif root.exists() and any(root.iterdir()):
         what = 'The folder is not empty and holds no synthetic set'
         raise InputError(what, where=root, do='choose a new folder')
     else:
-        write_json(note, ours)
+        write_json(note, wanted)
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #92ca059d
 def run_jobs(
