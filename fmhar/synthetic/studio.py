@@ -79,7 +79,7 @@ def poster(r: np.random.Generator, width: float, height: float) -> Mesh:
     areas[[0, -1]] = areas[:, [0, -1]] = 0.9
     return sheet(width, height, areas)
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #1daffefc
 def shelf(r: np.random.Generator) -> Mesh:
     "A wall shelf with books and boxes"
     pieces, x = [piece(box(1.1, 0.25, 0.03), WOOD)], -0.5
@@ -90,7 +90,7 @@ def shelf(r: np.random.Generator) -> Mesh:
         x += w
     return join(pieces)
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #8088761f
 def thing_aside(r: np.random.Generator, x: float, y: float) -> Mesh:
     "Something at the edge of the bench: books, a crate or a tin with pens"
     tint, kind = TINTS[r.integers(len(TINTS))], r.integers(3)
@@ -126,7 +126,7 @@ def walls(r: np.random.Generator) -> Iterator[Mesh]:
         cupboard = piece(box(1.2, 0.4, 0.75), r.uniform(0.3, 0.8, 3))
         yield move(cupboard, [at[0], at[1], -0.38], about)
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #b514f581
 def furniture(r: np.random.Generator) -> Mesh:
     "All that stands still: bench, chair, walls, things at the edges of the bench"
     x0, x1, y0, y1 = BENCH
@@ -184,7 +184,7 @@ def picture_size(c: SyntheticConfig, view: str) -> tuple[int, int]:  # width, he
     aspect = VIEWS[view].aspect
     return (width if aspect is None else 2 * round(height * aspect / 2)), height
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #4de882f9
 def render_action(
     action: str,  # one of `CLASSES`
     config: SyntheticConfig | None = None,  # None: the defaults
