@@ -210,10 +210,9 @@ class Predictions:
         return pd.DataFrame(cells, pd.Index(few.probes, name='balanced accuracy, %'))
 
     def _headline(self) -> str:
-        sizes = zip(
-            ('probe', 'row', 'class'), (len(self.probes), len(self.table), len(self.classes))
-        )
-        text = ', '.join(f'{n:,} {word}{"es" if word == "class" else "s"}' for word, n in sizes)
+        sizes = dict(probe=len(self.probes), row=len(self.table))
+        text = ', '.join(f'{n:,} {word}{"s" * (n != 1)}' for word, n in sizes.items())
+        text += f', {len(self.classes)} classes'
         more = len(self.probes) - 10
         return f'Predictions: {text}' + (f'; the first 10 probes, {more} more' * (more > 0))
 
@@ -226,12 +225,12 @@ class Predictions:
 
     def _repr_html_(self) -> str:
         try:
-            table = (
-                self.summary().style.format(precision=1, na_rep='').set_caption(self._headline())
-            )
+            table = self.summary().style.format(precision=1, na_rep='')
         except (InputError, AttributeError, KeyError):
             return self._headline()
-        return table.to_html()
+        for axis in (0, 1):  # names of probes and views are text, not HTML
+            table = table.format_index(escape='html', axis=axis)
+        return table.set_caption(self._headline()).to_html()
 
 # %% ../../nbs/07_evaluation/01_predictions.ipynb #5892a137
 def join(*predictions: Predictions | dict[str, Predictions]) -> Predictions:

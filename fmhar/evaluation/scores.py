@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
+from scipy.stats import rankdata
 
 from fmhar.errors import unknown
 from fmhar.evaluation.predictions import Predictions
@@ -27,41 +29,13 @@ from fmhar.metrics import (
 from fmhar.probe import NEVER
 
 # %% ../../nbs/07_evaluation/04_scores.ipynb #97ae321c
-METRICS = 'balanced_accuracy', 'top1', 'top5', 'within_pair'
+METRICS = 'balanced_accuracy', 'top1', 'top5', 'within_pair', 'most_frequent'
 
 
 COUNTS = 'n', 'n_classes_present', 'n_classes'
 
-# %% ../../nbs/07_evaluation/04_scores.ipynb #8bf4143d
-def score(
-    predictions: Predictions,  # of clips or of segments: clips are averaged first
-    *,
-    trained_view: str,  # every other view is novel
-    pairs: list[tuple[str, str]] = (),  # `datasets.symmetric_pairs(classes)`
-) -> pd.DataFrame:  # probe, split, view, the metrics, n, n_classes_present, n_classes
-    "Score every probe on every view, and on the novel views together"
-    p = predictions.mean_clips()
-    if trained_view not in set(p.table.view):
-        raise unknown('view', trained_view, p.table.view.unique(), where='trained_view')
-    pairs = [tuple(p.classes.index(c) for c in pair) for pair in pairs]
-    groups = p.table.groupby(['split', 'view'], sort=False).indices.items()
-    rows = pd.DataFrame(
-        dict(probe=name, split=split, view=view) | one_view(p.labels[i], z[i], pairs)
-        for name, z in zip(p.probes, p.logits)
-        for (split, view), i in groups
-    )
-    novel = rows[rows.view != trained_view].groupby(['probe', 'split'], sort=False)
-    if len(novel):
-        counts = dict(n=('n', 'sum'), n_classes_present=('n_classes_present', 'min'))
-        means = novel[list(METRICS)].apply(lambda d: d.mean(skipna=False))
-        means = means.join(novel.agg(**counts)).assign(view='novel').reset_index()
-        rows = pd.concat([rows, means])
-    order = pd.Categorical(rows.probe, p.probes)
-    rows = rows.assign(n_classes=len(p.classes), order=order).sort_values('order', kind='stable')
-    return rows[['probe', 'split', 'view', *METRICS, *COUNTS]].reset_index(drop=True)
-
-# %% ../../nbs/07_evaluation/04_scores.ipynb #e3b61c66
-def one_view(
+# %% ../../nbs/07_evaluation/04_scores.ipynb #51de9fd3
+def _one_view(
     y_true: np.ndarray,  # (n,) class indices
     logits: np.ndarray,  # (n, C)
     pairs: list[tuple[int, int]],  # class indices
@@ -70,23 +44,109 @@ def one_view(
     counts = dict(n=len(y_true), n_classes_present=n_classes_present(y_true))
     if not np.isfinite(logits).all():
         return dict.fromkeys(METRICS, np.nan) | counts
+    answers = logits.argmax(1)
     return counts | dict(
-        balanced_accuracy=balanced_accuracy(y_true, logits.argmax(1), logits.shape[1]),
+        balanced_accuracy=balanced_accuracy(y_true, answers, logits.shape[1]),
         top1=top_k_accuracy(y_true, logits, 1),
         top5=top_k_accuracy(y_true, logits, 5),
         within_pair=within_pair_accuracy(y_true, logits, pairs),
+        most_frequent=np.bincount(answers).max() / len(answers) if len(answers) else np.nan,
     )
 
+# %% ../../nbs/07_evaluation/04_scores.ipynb #85280541
+def _indices(pairs: list[tuple[str, str]], classes: list[str]) -> list[tuple[int, int]]:
+    "Pairs of classes as pairs of indices"
+    for name in {name for pair in pairs for name in pair} - {*classes}:
+        raise unknown('class', name, classes, where='pairs')
+    return [tuple(classes.index(name) for name in pair) for pair in pairs]
+
+# %% ../../nbs/07_evaluation/04_scores.ipynb #341daf99
+def _novel_rows(rows: pd.DataFrame, trained_view: str) -> pd.DataFrame:
+    "The unweighted mean over the novel views, for each probe and split"
+    novel = rows[rows.view != trained_view].groupby(['probe', 'split'], sort=False)
+    means = novel[list(METRICS)].apply(lambda view: view.mean(skipna=False))
+    counts = dict(n=('n', 'sum'), n_classes_present=('n_classes_present', 'min'))
+    return means.join(novel.agg(**counts)).assign(view='novel').reset_index()
+
+# %% ../../nbs/07_evaluation/04_scores.ipynb #8bf4143d
+def score(
+    predictions: Predictions,
+    *,
+    trained_view: str,
+    pairs: list[tuple[str, str]] = (),
+) -> pd.DataFrame:
+    """Score every probe on every view, and on the novel views together.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        Of clips or segments; clips are averaged first.
+    trained_view : str
+        Every other view is novel.
+    pairs : list of (str, str)
+        Symmetric classes, as `datasets.symmetric_pairs` finds them; none: `within_pair` is NaN.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `probe`, `split`, `view` (the last is 'novel', an unweighted mean), `balanced_accuracy`,
+        `top1`, `top5`, `within_pair` and `most_frequent` (0 to 1; NaN for a probe that diverged),
+        `n` segments, `n_classes_present`, `n_classes`.
+
+    Raises
+    ------
+    InputError
+        If no clip is of the trained view.
+
+    Examples
+    --------
+    >>> score(p, trained_view='inner_mirror').query("view == 'novel'")  # doctest: +SKIP
+    """
+    p = predictions.mean_clips()
+    if trained_view not in set(p.table.view):
+        raise unknown('view', trained_view, p.table.view.unique(), where='trained_view')
+    pairs = _indices(pairs, p.classes)
+    groups = p.table.groupby(['split', 'view'], sort=False).indices.items()
+    rows = pd.DataFrame(
+        dict(probe=name, split=split, view=view) | _one_view(p.labels[i], z[i], pairs)
+        for name, z in zip(p.probes, p.logits)
+        for (split, view), i in groups
+    )
+    if (rows.view != trained_view).any():
+        rows = pd.concat([rows, _novel_rows(rows, trained_view)])
+    order = pd.Categorical(rows.probe, p.probes)
+    rows = rows.assign(n_classes=len(p.classes), order=order).sort_values('order', kind='stable')
+    return rows[['probe', 'split', 'view', *METRICS, *COUNTS]].reset_index(drop=True)
+
 # %% ../../nbs/07_evaluation/04_scores.ipynb #ff9766f1
-def within_pairs(
-    predictions: Predictions,  # of clips or of segments: clips are averaged first
-    pairs: list[tuple[str, str]],  # `datasets.symmetric_pairs(classes)`
-) -> Predictions:  # of segments of the pairs' classes; a tie goes to the first class
-    "Answers confined to the two classes of a symmetric pair"
+def within_pairs(predictions: Predictions, pairs: list[tuple[str, str]]) -> Predictions:
+    """Answers confined to the two classes of a symmetric pair.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        Of clips or segments; clips are averaged first.
+    pairs : list of (str, str)
+        As `datasets.symmetric_pairs` finds them.
+
+    Returns
+    -------
+    Predictions
+        Of the segments of the pairs' classes; a tie goes to the first class. Their balanced accuracy
+        is the accuracy within pairs.
+
+    Raises
+    ------
+    InputError
+        If a pair names a class that is not there.
+
+    Examples
+    --------
+    >>> bootstrap(within_pairs(p, [('open', 'close')]), trained_view='front')  # doctest: +SKIP
+    """
     p = predictions.mean_clips()
     open_to = np.zeros((len(p.classes), len(p.classes)), bool)  # of a class: its pair
-    for pair in pairs:
-        i = [p.classes.index(c) for c in pair]
+    for i in _indices(pairs, p.classes):
         open_to[np.ix_(i, i)] = True
     kept = open_to.any(1)[p.labels]
     logits = np.where(open_to[p.labels[kept]], p.logits[:, kept], np.float32(NEVER))
@@ -105,27 +165,65 @@ def random_baseline(
     one = replace(predictions, probes=['random'], logits=np.zeros_like(predictions.logits[:1]))
     rows = score(one, trained_view=trained_view, pairs=pairs)
     n = len(predictions.classes)
-    values = dict(balanced_accuracy=chance(n), top1=chance(n), top5=chance(n, 5))
+    values = dict.fromkeys(['balanced_accuracy', 'top1', 'most_frequent'], chance(n))
+    values['top5'] = chance(n, 5)
     return rows.assign(**values, within_pair=rows.within_pair.where(rows.within_pair.isna(), 0.5))
 
+# %% ../../nbs/07_evaluation/04_scores.ipynb #b183cfcf
+def _expected_error(logits: np.ndarray, n_bins: int = 15) -> float:
+    "Calibration error that these confidences would show if they were right on average"
+    confidence = np.sort(softmax(logits, 1).max(1))
+    n = len(confidence)
+    place = (rankdata(confidence, 'min').astype(int) - 1) * n_bins // n  # as `calibration_error`
+    starts = np.unique(place, return_index=True)[1]
+    draws = int(np.clip(4e6 / n, 20, 400))
+    rng = np.random.default_rng(0)
+    gaps = [
+        np.add.reduceat((rng.random(n) < confidence) - confidence, starts) for _ in range(draws)
+    ]
+    return float(np.abs(gaps).sum() / n / draws)
+
 # %% ../../nbs/07_evaluation/04_scores.ipynb #08ac8b9b
-def calibration(
-    predictions: Predictions,  # of the clips to score
-    validation: Predictions,  # of held-out clips of the trained view, same probes
-) -> pd.DataFrame:  # probe, view, temperature (1 = as trained), ece, brier, nll
-    "Calibration of every probe on every view, as trained and with the fitted temperature"
+def calibration(predictions: Predictions, validation: Predictions) -> pd.DataFrame:
+    """Calibration of every probe on every view, as trained and with the fitted temperature.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        Of the clips to score.
+    validation : Predictions
+        Of held-out clips of the trained view, with the same probes; the temperature is fitted here.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `probe`, `view`, `temperature` (1: as trained), `ece` (expected calibration error, 0 to 1),
+        `ece_expected` (what a calibrated model would show on as many segments), `brier`, `nll`
+        (nats). Two rows a probe and view; none for a probe that diverged.
+
+    Examples
+    --------
+    >>> rows = calibration(test, val)  # doctest: +SKIP
+    >>> rows[rows.ece > 2 * rows.ece_expected]  # doctest: +SKIP
+    """
     p, held_out = predictions.mean_clips(), validation.mean_clips()
     rows = []
     for name, z in zip(p.probes, p.logits):
-        if not np.isfinite(z).all():  # diverged: no confidence to speak of
+        if not np.isfinite(z).all():
             continue
         fitted = fit_temperature(held_out.labels, held_out.of(name))
         for view, i in p.table.groupby('view', sort=False).indices.items():
-            for temperature in (1.0, fitted):
-                of = p.labels[i], z[i] / temperature
-                rows.append(
-                    dict(probe=name, view=view, temperature=temperature)
-                    | dict(ece=calibration_error(*of), brier=brier(*of))
-                    | dict(nll=negative_log_likelihood(*of))
-                )
+            for t in (1.0, fitted):
+                row = dict(probe=name, view=view, temperature=t)
+                rows.append(row | _calibration_of(p.labels[i], z[i] / t))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/07_evaluation/04_scores.ipynb #385edb92
+def _calibration_of(y_true: np.ndarray, logits: np.ndarray) -> dict:
+    "ECE, what it would be under calibration, Brier score and negative log-likelihood"
+    return dict(
+        ece=calibration_error(y_true, logits),
+        ece_expected=_expected_error(logits),
+        brier=brier(y_true, logits),
+        nll=negative_log_likelihood(y_true, logits),
+    )

@@ -7,6 +7,7 @@ __all__ = ['select', 'oracle_gap']
 
 # %% ../../nbs/07_evaluation/05_selection.ipynb #86dccc76
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,44 +19,111 @@ from fmhar.trainer.state import History
 # %% ../../nbs/07_evaluation/05_selection.ipynb #afea1992
 ORACLE = 'oracle: chosen on the novel views'
 
-# %% ../../nbs/07_evaluation/05_selection.ipynb #0bcedc10
-def select(
-    history: History,  # of `fit`, with validation
-    specs: Sequence[ProbeSpec],  # of the bank
-) -> pd.DataFrame:  # head, probe, epoch, validation, n_settings
-    "Of each head the setting with the best trained-view validation; of equals the first"
-    table = history.table.set_index(['probe', 'epoch']).balanced_accuracy
-    rows = []
+# %% ../../nbs/07_evaluation/05_selection.ipynb #17f98712
+def _validations(history: History, specs: Sequence[ProbeSpec]) -> pd.DataFrame:
+    "One row a probe: head, setting (the name without its seed), probe, epoch, validation"
+    scores, rows = history.table.set_index(['probe', 'epoch']).balanced_accuracy, []
     for spec in specs:
         epoch = history.kept.get(spec.name)  # none: it diverged
-        score = np.nan if epoch is None else table.get((spec.name, epoch), np.nan)
-        rows.append(dict(head=spec.head, probe=spec.name, epoch=epoch, validation=score))
-    if not np.isfinite([row['validation'] for row in rows]).any():
+        score = np.nan if epoch is None else scores.get((spec.name, epoch), np.nan)
+        setting = replace(spec, seed=0).name
+        rows.append((spec.head, setting, spec.name, epoch, score))
+    return pd.DataFrame(rows, columns=['head', 'setting', 'probe', 'epoch', 'validation'])
+
+# %% ../../nbs/07_evaluation/05_selection.ipynb #0bcedc10
+def select(history: History, specs: Sequence[ProbeSpec]) -> pd.DataFrame:
+    """Of each head the setting with the best trained-view validation, averaged over its seeds.
+
+    Parameters
+    ----------
+    history : History
+        Of `fit`, with validation.
+    specs : sequence of ProbeSpec
+        Of the bank.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a head: `head`, `probe` (the setting's first seed), `probes` (all its seeds that
+        did not diverge), `epoch` (of `probe`), `validation` (mean over the seeds, 0 to 1),
+        `n_settings`, `n_seeds`. Of equal settings the first.
+
+    Raises
+    ------
+    InputError
+        If nothing was validated.
+
+    Examples
+    --------
+    >>> select(history, bank.specs).set_index('head').probe['lstm']  # doctest: +SKIP
+    """
+    table = _validations(history, specs)
+    if not np.isfinite(table.validation).any():
         raise InputError('There is no validation to select by', do='give `fit` validation data')
-    table = pd.DataFrame(rows)
-    n_settings = table.groupby('head').probe.transform('size')
-    table = table.assign(n_settings=n_settings).dropna(subset='validation')
-    best = table.groupby('head', sort=False).validation.idxmax()
-    return table.loc[best].astype(dict(epoch=int)).reset_index(drop=True)
+    rows = []
+    for head, of_head in table.groupby('head', sort=False):
+        settings = [group for _, group in of_head.groupby('setting', sort=False)]
+        settings = [group for group in settings if group.validation.notna().any()]
+        if not settings:  # all of them diverged
+            continue
+        best = min(settings, key=lambda g: (g.validation.isna().sum(), -g.validation.mean()))
+        good = best.dropna(subset='validation')
+        row = dict(head=head, probe=good.probe.iloc[0], probes=tuple(good.probe))
+        row |= dict(epoch=int(good.epoch.iloc[0]), validation=good.validation.mean())
+        rows.append(row | dict(n_settings=of_head.setting.nunique(), n_seeds=len(good)))
+    return pd.DataFrame(rows)
 
-
+# %% ../../nbs/07_evaluation/05_selection.ipynb #eabf6a49
 def oracle_gap(
-    rows: pd.DataFrame,  # of `score`, for all probes of the sweep
+    rows: pd.DataFrame,
     history: History,
     specs: Sequence[ProbeSpec],
     *,
-    metric: str = 'balanced_accuracy',  # a column of `rows`
+    metric: str = 'balanced_accuracy',
     split: str = 'test',
-) -> pd.DataFrame:  # one row = a head
-    "What choosing by the trained view costs: novel views' score, and the best of any setting"
-    rows = rows[(rows['view'] == 'novel') & (rows['split'] == split)]
-    novel = rows.set_index('probe')[metric]
-    selected = select(history, specs)
-    out = selected[['head', 'probe', 'n_settings', 'validation']].assign(
-        novel=novel.reindex(selected.probe).to_numpy()
+) -> pd.DataFrame:
+    """What choosing by the trained view costs on the novel views.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of `score`, for all probes of the sweep.
+    history : History
+        Of `fit`, with validation.
+    specs : sequence of ProbeSpec
+        Of the bank.
+    metric : str
+        A column of `rows`.
+    split : str
+        A value of the column `split`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a head: `head`, `probe`, `n_settings`, `validation`, `novel` (of the selected
+        setting), the best of any setting under the name that says so, `oracle_probe`, `gap`.
+
+    Raises
+    ------
+    InputError
+        If there is no validation, or no score of novel views.
+
+    Examples
+    --------
+    >>> oracle_gap(rows, history, bank.specs).gap.max()  # doctest: +SKIP
+    """
+    of_split = rows[(rows['view'] == 'novel') & (rows['split'] == split)]
+    novel = of_split.set_index('probe')[metric]
+    table = _validations(history, specs)
+    table['novel'] = novel.reindex(table.probe).to_numpy()
+    means = table.groupby(['head', 'setting'], sort=False).agg(
+        novel=('novel', 'mean'), probe=('probe', 'first')
     )
-    best = [novel.reindex([s.name for s in specs if s.head == head]) for head in out['head']]
-    if not all(b.notna().any() for b in best):
+    out = select(history, specs)
+    if not all(means.loc[head].novel.notna().any() for head in out['head']):
         raise InputError('No scores of novel views', do='score predictions of all views')
-    out[ORACLE] = [b.max() for b in best]
-    return out.assign(oracle_probe=[b.idxmax() for b in best], gap=out[ORACLE] - out.novel)
+    best = [means.loc[head].loc[means.loc[head].novel.idxmax()] for head in out['head']]
+    out = out.assign(novel=[novel.reindex(list(probes)).mean() for probes in out.probes])
+    out[ORACLE] = [setting.novel for setting in best]
+    out = out.assign(oracle_probe=[setting.probe for setting in best], gap=out[ORACLE] - out.novel)
+    return out.drop(columns=['probes', 'epoch', 'n_seeds'])
