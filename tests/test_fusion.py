@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fmhar.fusion
+import fmhar.fusion.attention
+import fmhar.fusion.base
 from fmhar.errors import InputError
 from fmhar.fusion.attention import PiecewiseAttention, Received
 from fmhar.fusion.base import FUSIONS, Fusion, make_fusion, register, standardise
@@ -151,7 +153,7 @@ def test_shortcuts_have_the_gradients_of_the_plain_form(name, mlp):
 
 @pytest.mark.parametrize('piece', [1, 40, 10_000])
 def test_pieces_of_any_size_give_the_same(piece, monkeypatch):
-    monkeypatch.setitem(fmhar.fusion.PIECE, 'cpu', piece)
+    monkeypatch.setitem(fmhar.fusion.attention.PIECE, 'cpu', piece)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, n, 4, generator=g).double().requires_grad_() for n in (5, 7, 7))
     p = torch.softmax(q @ k.transpose(1, 2), -1)
@@ -171,7 +173,7 @@ def test_pieces_of_any_size_give_the_same(piece, monkeypatch):
 def test_long_clips_never_build_the_whole_matrix():
     "2048 tokens: 4.2 million scores a head; no piece is larger than `PIECE`"
     sizes = []
-    real = fmhar.fusion.scores
+    real = fmhar.fusion.attention.scores
 
     def spy(q, k):
         p = real(q, k)
@@ -181,9 +183,9 @@ def test_long_clips_never_build_the_whole_matrix():
     head = build('self_attention_all_avg', dim=8, dtype=torch.float32)
     x = clip(head, (1, 8, 256), 8, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fmhar.fusion, 'scores', spy)
+        m.setattr(fmhar.fusion.attention, 'scores', spy)
         head(x).sum().backward()
-    assert max(sizes) <= fmhar.fusion.PIECE['cpu'] < 2048**2
+    assert max(sizes) <= fmhar.fusion.attention.PIECE['cpu'] < 2048**2
     assert sum(sizes) == 2 * 2048**2  # forward, and again backward
 
 
@@ -320,14 +322,14 @@ def test_errors_say_what_to_do():
 
 
 def test_registering_again_replaces(monkeypatch):
-    monkeypatch.setattr(fmhar.fusion, 'FUSIONS', dict(FUSIONS))
+    monkeypatch.setattr(fmhar.fusion.base, 'FUSIONS', dict(FUSIONS))
 
     @register
     class MaxPooling(Fusion):
         pass
 
-    assert fmhar.fusion.FUSIONS['max_pooling'] is MaxPooling
-    assert list(fmhar.fusion.FUSIONS) == list(FUSIONS)
+    assert fmhar.fusion.base.FUSIONS['max_pooling'] is MaxPooling
+    assert list(fmhar.fusion.base.FUSIONS) == list(FUSIONS)
 
 
 def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
@@ -338,7 +340,7 @@ def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
                 whole = standardise(x)
                 with monkeypatch.context() as m:
-                    m.setattr(fmhar.fusion, 'LARGE', 1)
+                    m.setattr(fmhar.fusion.base, 'LARGE', 1)
                     parts = standardise(x)
             assert whole.dtype == parts.dtype and torch.equal(whole, parts)
 

@@ -17,8 +17,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from test_processes import run_on
 
-import fmhar.fusion
-import fmhar.trainer
+
+import fmhar.trainer.curves
+import fmhar.trainer.loop
 from fmhar.contracts import Features
 from fmhar.errors import InputError
 from fmhar.fusion.base import FUSIONS
@@ -271,9 +272,9 @@ def test_options_learn_and_resume(option, tmp_path, monkeypatch):
     with torch.no_grad():
         right = (whole(data.batch(np.arange(44))).argmax(2) == data.labels).float().mean(1)
     assert right.median() > 0.6  # of three classes
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        m.setattr(fmhar.trainer.loop, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
         fit(bank(specs), data, recipe=recipe, checkpoint=path, **QUICK)
     fit(continued, data, recipe=recipe, checkpoint=path, **QUICK)
     assert same(whole, continued)
@@ -400,14 +401,14 @@ def test_interrupted_at_any_epoch_it_ends_with_the_same_bits(tmp_path, monkeypat
     whole = bank()
     expected = fit(whole, train, val, recipe=recipe, **QUICK)
     path = tmp_path / 'bank.pt'
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
 
     def save_and_die(run, path):
         real(run, path)
         raise KeyboardInterrupt
 
     for _ in range(4):
-        monkeypatch.setattr(fmhar.trainer, 'save_checkpoint', save_and_die)
+        monkeypatch.setattr(fmhar.trainer.loop, 'save_checkpoint', save_and_die)
         with pytest.raises(KeyboardInterrupt):
             fit(bank(), train, val, recipe=recipe, checkpoint=path, **QUICK)
     monkeypatch.undo()
@@ -547,7 +548,7 @@ def test_label_sets_that_are_not_there():
     table = dataset().table
     table.attrs['label_sets']['side'] = ['left']
     with pytest.raises(InputError, match='not among the classes'):
-        fmhar.trainer.class_indices(table, 'side')
+        fmhar.trainer.labels.class_indices(table, 'side')
 
 
 # --- curves in a notebook
@@ -598,8 +599,10 @@ def test_curves_cost_a_twentieth_of_the_time(monkeypatch):
         clock[0] += 1
         return draw(history)
 
-    monkeypatch.setattr(fmhar.trainer, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(fmhar.trainer, 'draw', slow)
+    monkeypatch.setattr(
+        fmhar.trainer.curves, 'time', SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+    monkeypatch.setattr(fmhar.trainer.curves, 'draw', slow)
     handle = SimpleNamespace(update=lambda picture: shown.append(clock[0]))
     monkeypatch.setattr('IPython.display.display', lambda *_, **__: shown.append(0) or handle)
     history, curves = History([dict(zip(History.columns, (1, 'a', 1.0, 0.9)))]), Curves()
@@ -688,9 +691,9 @@ def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
     for name, (specs, train, val, recipe) in jobs().items():
         b = bank(specs)
         expected[name] = b, fit(b, train, val, recipe=recipe, **QUICK)
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        m.setattr(fmhar.trainer.loop, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
         specs, train, val, recipe = jobs()['best']
         fit(bank(specs), train, val, recipe=recipe, checkpoint=tmp_path / 'best.pt', **QUICK)
     code = TOGETHER.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
