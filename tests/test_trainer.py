@@ -17,7 +17,6 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from test_processes import run_on
 
-
 import fmhar.trainer.curves
 import fmhar.trainer.loop
 from fmhar.contracts import Features
