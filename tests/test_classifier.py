@@ -113,6 +113,12 @@ def test_errors():
         clf.predict(X[..., :8])
 
 
+def test_a_training_that_diverges_is_an_error():
+    X, y = clips()
+    with pytest.raises(InputError, match='(?s)diverged.*smaller lr'):
+        FusionClassifier(epochs=3, lr=1e35, batch_size=16, device='cpu').fit(X, y)
+
+
 def test_frames_of_a_table():
     X = pd.DataFrame(clips(shape=(1, 1, 4))[0][:, 0, 0], columns=list('abcd'))
     clf = FusionClassifier(**QUICK).fit(X, clips()[1])
