@@ -73,13 +73,16 @@ def decode(
     try:
         for picture, image in sweep_crops(job.path, list(uses), transform, decoder):
             held[picture] = image
-            while units and (units[0][1][-1], units[0][0]) == picture:
+            while units and (units[0][1][-1], units[0][0]) <= picture:
                 crop, unit = units.popleft()
                 pictures = [(f, crop) for f in unit]
-                frames = np.stack([held[p] for p in pictures])
+                lost, frames = any(p not in held for p in pictures), [held.get(p) for p in pictures]
                 uses.subtract(pictures)
                 for p in {p for p in pictures if not uses[p]}:
-                    del held[p]
+                    held.pop(p, None)
+                if lost:  # the sweep says so at its end
+                    continue
+                frames = np.stack(frames)
                 seconds = time.perf_counter() - start
                 yield Decoded(job, unit, frames, seconds=seconds, crop=crop)
                 start = time.perf_counter()
