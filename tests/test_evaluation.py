@@ -274,7 +274,7 @@ def test_options_and_layers_are_heads_of_their_own_and_equals_take_the_first():
 
 def test_the_oracle_is_never_what_was_selected_by_and_never_below_it():
     specs = sweep(['lstm', 'tcn'], lr=[1e-3, 3e-3, 1e-2], seed=[0, 1])
-    history = sweep_history(specs)
+    history = sweep_history(specs, seed=2)
     p = predictions(len(specs))
     p.probes = [s.name for s in specs]
     p.logits[1] = np.nan  # the one that diverged

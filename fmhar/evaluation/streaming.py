@@ -6,8 +6,10 @@
 __all__ = ['stream']
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #f6dc0ffe
+import hashlib
 import json
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,6 @@ from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
 from fmhar.datasets.clips import make_clips
 from fmhar.devices import PRECISIONS, pick_device, pick_precision
-from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.features.claims import SHARD_SECONDS, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
@@ -36,7 +37,7 @@ from fmhar.processes import processes
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #cf5cb16c
 @dataclass
-class Reader:
+class _Reader:
     "A trained bank on its device, in its precision"
 
     bank: ProbeBank
@@ -56,39 +57,52 @@ class Reader:
             vectors = {p: fused[p] for p in self.bank.probes}
             answers = [classify([p.linear], [v])[0] for p, v in vectors.items()]
         out = {'logits': torch.stack(answers, 1).float().cpu()}
-        read = (p for p in self.bank.probes if p.fusion.tokens == 'all')
-        return out | {p.spec.name: vectors[p].half().cpu().contiguous() for p in read}
+        token_heads = (p for p in self.bank.probes if p.fusion.tokens == 'all')
+        return out | {p.spec.name: vectors[p].half().cpu().contiguous() for p in token_heads}
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #c5e0eff4
-def write_part(
+def _write_part(
     path: Path,
-    answers: list[tuple[list[str], dict[str, torch.Tensor]]],  # keys and `Reader`'s answers
+    answers: list[tuple[list[str], dict[str, torch.Tensor]]],  # keys and `_Reader`'s answers
     error: Decoded | None,
 ):
-    "The answers for a video"
+    "The answers for a video, with a checksum"
     keys = [k for ks, _ in answers for k in ks]
     names = answers[0][1] if answers else ()
     tensors = {n: torch.cat([a[n] for _, a in answers]) for n in names}
     broken = error and dict(message=str(error.error), position=error.error.position)
+    about = dict(keys=json.dumps(keys), broken=json.dumps(broken))
     with whole_file(path) as tmp:
-        save_file(tensors, tmp, dict(keys=json.dumps(keys), broken=json.dumps(broken)))
+        save_file(tensors, tmp, about | dict(checksum=_checksum(about, tensors)))
 
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #c7eb8541
+def _checksum(about: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
+    "SHA-256 of keys, error and answers"
+    digest = hashlib.sha256((about['keys'] + about['broken']).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name].numpy()).tobytes())
+    return digest.hexdigest()
 
-def read_part(path: Path) -> tuple[list[str], dict[str, torch.Tensor], dict | None]:
-    "Keys, answers and the error of a part"
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #016e142c
+def _read_part(path: Path) -> tuple[list[str], dict[str, torch.Tensor], dict | None] | None:
+    "Keys, answers and the error of a part; None if it is not there or damaged"
+    if not path.exists():
+        return None
     try:
         with safe_open(path, 'pt') as f:
-            said = f.metadata()
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
-    except SafetensorError as e:
-        raise InputError('A part is damaged', where=path, found=e, do='delete it') from None
-    return json.loads(said['keys']), tensors, json.loads(said['broken'])
+            about, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}
+        if about.get('checksum', _checksum(about, tensors)) != _checksum(about, tensors):
+            raise ValueError('its checksum does not match')
+        return json.loads(about['keys']), tensors, json.loads(about['broken'])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        warnings.warn(f'{path} is damaged ({e}) and computed again', stacklevel=2)
+        return None
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #76145f9d
-class Collector:
+class _Collector:
     "Takes encoded clips, gives batches of one video to the bank, and writes parts"
 
-    def __init__(self, reader: Reader, store: FeatureStore, parts: dict, batch_size: int, about):
+    def __init__(self, reader: _Reader, store: FeatureStore, parts: dict, batch_size: int, about):
         self.reader, self.parts, self.batch_size = reader, parts, batch_size  # parts: job -> path
         self.job_of = {k: i for i, (job, _) in enumerate(parts) for k in job.clips}
         self.writer, self.since = ShardWriter(store, about=about), time.monotonic()
@@ -112,6 +126,13 @@ class Collector:
         if time.monotonic() - self.since > SHARD_SECONDS:
             self.flush()
 
+    def take(self, item: Decoded | tuple):
+        "What the encoder gives: a clip, or the error of a video"
+        if isinstance(item, Decoded):
+            self.fail(item)
+        else:
+            self.add(*item)
+
     def fail(self, item: Decoded):
         "A video that broke"
         i = next(i for i, (job, _) in enumerate(self.parts) if job is item.job)
@@ -129,7 +150,7 @@ class Collector:
         "CLS to the store, then the parts of videos that are done"
         self.writer.flush()
         for i in self.done:
-            write_part(self.parts[i][1], self.answers[i], self.errors[i])
+            _write_part(self.parts[i][1], self.answers[i], self.errors[i])
             self.answers[i] = []
         self.done, self.since = [], time.monotonic()
 
@@ -152,94 +173,150 @@ class Streamed:
     seconds: dict[str, float]  # decode, forward, heads
     frames: int  # encoded in this pass
 
-# %% ../../nbs/07_evaluation/06_streaming.ipynb #48df5c9b
-def stream(
-    segments: pd.DataFrame,  # of the test split, any views
-    backbone: Backbone,
-    bank: ProbeBank,  # trained
-    store: FeatureStore,  # takes the CLS vectors
-    folder: str | Path,  # of the parts; theirs who calls to remove
-    *,
-    n_clips: int = 3,  # clips a segment, logits averaged (Sec. 3.5)
-    n_crops: int = 1,  # 3: three squares along the long side
-    token_pool: int = 1,  # as the bank was trained with
-    batch_size: int = 32,  # clips that the bank sees at a time
-    device: str = 'auto',
-    precision: str = 'fp32',  # of the heads
-    decoder: str = 'pyav',  # or 'torchcodec'
-    identity: str = 'state',  # of a video, or its 'content'
-    workers: int = 1,  # threads that decode ahead
-    progress: bool = True,
-) -> Streamed:
-    "Decode, encode and answer in one pass, for all views and probes"
-    clips = make_clips(segments, n_frames=backbone.n_frames, n_clips=n_clips, n_crops=n_crops)
-    read = dict(decoder=decoder, identity=identity, notes=store.path / '.videos')
-    clips['key'] = clip_keys(clips, backbone, **read)
-    us, device = processes(), pick_device(device)
-    weights = fingerprint([bank.specs, tensor_hash(bank.state_dict())])
-    parts = [(job, part_path(folder, weights, job)) for job in video_parts(clips, backbone)]
-    todo = us.share([(job, path) for job, path in parts if not path.exists()])
-    reader = Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
-    about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
-    collector = Collector(reader, store, todo, batch_size, about)
-    how = dict(tokens=True, token_pool=token_pool, workers=workers, decoder=decoder)
-    bar = dict(total=sum(job.n_frames() for job, _ in todo), unit='frames', desc='test views')
-    with tqdm(**bar, disable=not (progress and us.first)) as bar:
-        jobs = [job for job, _ in todo]
-        for item in encode_clips(jobs, backbone, **how, spent=collector.spent, bar=bar):
-            collector.fail(item) if isinstance(item, Decoded) else collector.add(*item)
-        collector.finish()
-    us.barrier()
-    store.refresh()
-    clips.attrs |= dict(encoder=about, tokens=None)
-    frames = sum(us.gather(collector.spent.pop('frames', 0)))
-    return assemble(clips, bank, parts, dict(collector.spent), frames)
-
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #5fcbe328
-def video_parts(
+def _video_parts(
     clips: pd.DataFrame,  # with their `key`
     backbone: Backbone,
 ) -> list[Job]:
-    "Videos, long ones cut where no segment is cut"
-    jobs = []
-    for path, video in clips.dropna(subset='key').groupby('path', sort=False):
+    "Videos, long ones cut where no segment is cut; equal clips once"
+    jobs, once = [], clips.dropna(subset='key').drop_duplicates('key')
+    for path, video in once.groupby('path', sort=False):
         for _, part in video.groupby(cut_parts(video)):
             crops = dict(zip(part.key, part.crop)) if 'crop' in part else {}
             jobs.append(Job(path, backbone.kind, dict(zip(part.key, part.frames)), crops))
     return jobs
 
-# %% ../../nbs/07_evaluation/06_streaming.ipynb #53c19c4b
-def part_path(folder: str | Path, weights: str, job: Job) -> Path:
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #73938a29
+def _part_path(folder: str | Path, weights: str, job: Job) -> Path:
     "Where the answers of a bank for a video lie"
     name = fingerprint([weights, list(job.clips)], 20)
     return Path(folder) / f'{name}.part.safetensors'
 
-
-def assemble(clips, bank, parts, seconds, frames) -> Streamed:
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #53c19c4b
+def _assemble(clips, bank, parts, seconds, frames) -> 'Streamed':
     "Put the parts together in the order of the clips"
-    read = [read_part(path) for _, path in parts]
+    read = [_read_part(path) for _, path in parts]
     row = {k: i for i, k in enumerate(k for keys, _, _ in read for k in keys)}
     there = clips.key.isin(row)
     order = [row[k] for k in clips.key[there]]
     answers = [tensors for _, tensors, _ in read if tensors]
     out = {n: torch.cat([a[n] for a in answers])[order].numpy() for n in (answers or [{}])[0]}
-    errors = [(job.path, said) for (job, _), (_, _, said) in zip(parts, read) if said]
-    broken = dict(reversed(errors))  # of a video in parts: the first error
+    broken = {}  # key of a clip -> the first error of its video
+    for (job, _), (_, _, error) in zip(parts, read):
+        if error:
+            broken |= {key: error for key in job.clips}
     names = [spec.name for spec in bank.specs]
     logits = out.pop('logits', np.empty((0, len(names), bank.n_classes), np.float32))
     table = clips[there].reset_index(drop=True)
     predictions = Predictions(table, logits.transpose(1, 0, 2), names, clips.attrs['classes'])
-    return Streamed(predictions, out, lost(clips[~there], broken), seconds, frames)
+    return Streamed(predictions, out, _lost(clips[~there], broken), seconds, frames)
 
-
-def lost(
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #f6ff98df
+def _lost(
     clips: pd.DataFrame,  # that could not be had
-    broken: dict[str, dict],  # path -> message, position
+    broken: dict[str, dict],  # key -> message, position
 ) -> pd.DataFrame:  # a row a video
     "Which videos broke, where, and what that costs"
-    gone = dict(message='Video not found', position=None)
-    rows = [
-        dict(path=path, view=view) | broken.get(path, gone) | dict(n_clips=len(group))
-        for (path, view), group in clips.groupby(['path', 'view'], sort=False)
-    ]
+    gone, rows = dict(message='Video not found', position=None), []
+    for (path, view), group in clips.groupby(['path', 'view'], sort=False):
+        error = next((broken[key] for key in group.key if key in broken), gone)
+        rows.append(dict(path=path, view=view) | error | dict(n_clips=len(group)))
     return pd.DataFrame(rows, columns=['path', 'view', 'message', 'position', 'n_clips'])
+
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #9e84d3e1
+def _todo(parts: list[tuple[Job, Path]]) -> list[int]:
+    "The parts that are not there, or damaged"
+    return [i for i, (_, path) in enumerate(parts) if _read_part(path) is None]
+
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #48df5c9b
+def stream(
+    segments: pd.DataFrame,
+    backbone: Backbone,
+    bank: ProbeBank,
+    store: FeatureStore,
+    folder: str | Path,
+    *,
+    n_clips: int = 3,
+    n_crops: int = 1,
+    token_pool: int = 1,
+    batch_size: int = 32,
+    device: str = 'auto',
+    precision: str = 'fp32',
+    decoder: str = 'pyav',
+    identity: str = 'state',
+    workers: int = 1,
+    progress: bool = True,
+) -> Streamed:
+    """Decode, encode and answer in one pass, for all views and probes.
+
+    Parameters
+    ----------
+    segments : pandas.DataFrame
+        Of the test split, any views.
+    backbone : Backbone
+        Frozen; encodes T frames a clip to tokens (T, N, D).
+    bank : ProbeBank
+        Trained.
+    store : FeatureStore
+        Takes the class tokens (T, D) of every clip.
+    folder : path
+        Of the parts; the caller removes it. Parts that are there are taken, damaged ones computed
+        again with a warning.
+    n_clips : int
+        Clips a segment, whose logits are averaged (Sec. 3.5).
+    n_crops : int
+        1, or 3 squares along the long side.
+    token_pool : int
+        As the bank was trained with.
+    batch_size : int
+        Clips that the bank sees at a time.
+    device : str
+        Of the bank: 'auto', 'cpu', 'cuda', ...
+    precision : {'fp32', 'bf16', 'auto'}
+        Of the heads.
+    decoder : {'pyav', 'torchcodec'}
+    identity : {'state', 'content'}
+        What a video is known by: size and time of the file, or its content.
+    workers : int
+        Threads that decode ahead.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    Streamed
+        `predictions` of every clip that could be had, `vectors` of the heads that read tokens,
+        `failed` (a row a broken video), `seconds`, `frames` encoded in this pass.
+
+    Raises
+    ------
+    InputError
+        For an unknown device, precision, decoder or identity.
+
+    Examples
+    --------
+    >>> got = stream(test, backbone, bank, store, 'results/parts')  # doctest: +SKIP
+    >>> got.predictions, got.failed  # doctest: +SKIP
+    """
+    clips = make_clips(segments, n_frames=backbone.n_frames, n_clips=n_clips, n_crops=n_crops)
+    reading = dict(decoder=decoder, identity=identity, notes=store.path / '.videos')
+    clips['key'] = clip_keys(clips, backbone, **reading)
+    me, device = processes(), pick_device(device)
+    weights = fingerprint([bank.specs, tensor_hash(bank.state_dict())])
+    parts = [(job, _part_path(folder, weights, job)) for job in _video_parts(clips, backbone)]
+    todo = me.share([parts[i] for i in me.once(_todo, parts)])
+    reader = _Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
+    encoder = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
+    collector = _Collector(reader, store, todo, batch_size, encoder)
+    encoding = dict(tokens=True, token_pool=token_pool, workers=workers, decoder=decoder)
+    bar = dict(total=sum(job.n_frames() for job, _ in todo), unit='frames', desc='test views')
+    with tqdm(**bar, disable=not (progress and me.first)) as bar:
+        jobs = [job for job, _ in todo]
+        for item in encode_clips(jobs, backbone, **encoding, spent=collector.spent, bar=bar):
+            collector.take(item)
+        collector.finish()
+    me.barrier()
+    store.refresh()
+    clips.attrs |= dict(encoder=encoder, tokens=None)
+    frames = sum(me.gather(collector.spent.pop('frames', 0)))
+    return _assemble(clips, bank, parts, dict(collector.spent), frames)
