@@ -38,15 +38,15 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from tiny_set import content, read_tiny_set
-from fmhar import features
+from fmhar.features import claims, extraction, pipeline
 from fmhar.backbones.load import load_backbone
 from fmhar.features.store import FeatureStore, read_shard, shard_files
 from fmhar.features.extraction import extract
 
 root, rng = Path(sys.argv[1]), random.Random(0)
 backbone = load_backbone(root / 'encoder', n_frames=4)
-features.PART_CLIPS, features.SHARD_BYTES, features.PAUSE = 6, 8_000, 0.05
-encode = features.encode_batch
+claims.PART_CLIPS, claims.SHARD_BYTES, extraction.PAUSE = 6, 8_000, 0.05
+encode = pipeline.encode_batch
 
 def slowly(*args):  # so that they meet, and a kill hits somebody at work
     time.sleep(0.02)
@@ -61,7 +61,7 @@ def start(path, i, workers):
     if pid:
         return pid
     try:
-        features.encode_batch = slowly
+        pipeline.encode_batch = slowly
         got = run(path, workers)
         failed = got.failed[['view', 'position', 'n_clips']].values.tolist()
         (path.parent / f'{path.name}.{i}.json').write_text(json.dumps([got.counts, failed]))
@@ -190,8 +190,8 @@ def tiny(data, path, **options):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(features, 'PART_CLIPS', 6)
-    monkeypatch.setattr(features, 'PAUSE', 0.05)
+    monkeypatch.setattr('fmhar.features.claims.PART_CLIPS', 6)
+    monkeypatch.setattr('fmhar.features.extraction.PAUSE', 0.05)
     backbone = load_backbone(data / 'encoder', n_frames=4)
     _, _, jobs = features.plan_jobs(
         read_tiny_set(data), backbone, FeatureStore(tmp_path), (1, 'float16')
@@ -216,13 +216,13 @@ def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypa
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_error_lets_go_of_all_claims(data, tmp_path, monkeypatch, workers):
     "Else a second call in the same process would wait for the first for ever"
-    monkeypatch.setattr(features, 'PART_CLIPS', 6)
+    monkeypatch.setattr('fmhar.features.claims.PART_CLIPS', 6)
 
     def stop(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(features, 'encode_batch', stop)
+        m.setattr('fmhar.features.pipeline.encode_batch', stop)
         tiny(data, tmp_path, workers=workers)
     locks = list((tmp_path / '.claims').iterdir())
     assert locks
@@ -295,7 +295,7 @@ def test_parts_keep_segments_whole(spans, n_clips):
     rows = [(start, start + length) for start, length in spans for _ in range(n_clips)]
     clips = pd.DataFrame(rows, columns=['start', 'end'])
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(features, 'PART_CLIPS', 5)
+        m.setattr('fmhar.features.claims.PART_CLIPS', 5)
         parts = cut_parts(clips)
     ordered = clips.assign(part=parts).sort_values(['start', 'end'])
     assert ordered.part.is_monotonic_increasing and parts.min() == 0

@@ -120,7 +120,7 @@ def test_nothing_is_computed_twice(data, backbone, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError('a frame was decoded again')
 
-    monkeypatch.setattr(features, 'sweep_crops', refuse)
+    monkeypatch.setattr('fmhar.features.pipeline.sweep_crops', refuse)
     again = run(data[1], backbone, FeatureStore(tmp_path))
     assert again.counts == dict(clips=len(first.clips), stored=len(first.clips), frames=0, failed=0)
     pd.testing.assert_frame_equal(again.clips, first.clips)
@@ -215,7 +215,7 @@ def test_an_error_of_ours_is_not_taken_for_a_broken_video(
     def fail(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(features, 'sweep_crops', fail)
+    monkeypatch.setattr('fmhar.features.pipeline.sweep_crops', fail)
     for workers in (0, 2):
         with pytest.raises(ZeroDivisionError):
             run(data[1], image_backbone, FeatureStore(tmp_path), workers=workers)
@@ -228,16 +228,16 @@ import os, random, signal, sys, time
 from pathlib import Path
 import pandas as pd, torch
 torch.set_num_threads(1)
-from fmhar import features
 from fmhar.backbones.load import load_backbone
 from fmhar.features.store import FeatureStore, read_shard, shard_files
 from fmhar.features.extraction import extract
+from fmhar.features import claims
 
 folder, encoder, kind = sys.argv[1:]
 segments = pd.read_pickle(Path(folder) / 'segments.pkl')
 segments.attrs = dict(classes=['open', 'close'])
 backbone = load_backbone(encoder, n_frames=4)
-features.SHARD_BYTES = 0  # a shard a clip
+claims.SHARD_BYTES = 0  # a shard a clip
 
 def run(path):
     return extract(segments, backbone, FeatureStore(path), tokens=True, workers=0, progress=False)
@@ -313,7 +313,7 @@ def test_full_disk(data, image_backbone, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(path, array)
 
-    monkeypatch.setattr(features, 'SHARD_BYTES', 0)
+    monkeypatch.setattr('fmhar.features.claims.SHARD_BYTES', 0)
     with monkeypatch.context() as m, pytest.raises(InputError, match='No space left'):
         m.setattr(np, 'save', fill_up)
         run(data[1], image_backbone, FeatureStore(tmp_path / 'store'))
@@ -374,7 +374,7 @@ def test_readers_see_what_others_write(tmp_path):
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, 'OPEN_MAPS', 4)
+    monkeypatch.setattr('fmhar.features.store.OPEN_MAPS', 4)
     store = FeatureStore(tmp_path)
     for i in range(20):
         store.put([f'k{i}'], Features(torch.full((1, 2, 3), i)))
@@ -493,7 +493,7 @@ def test_a_disk_that_is_too_small_is_refused_first(data, image_backbone, tmp_pat
 
 
 def test_housekeeping(data, image_backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, 'SHARD_BYTES', 20_000)
+    monkeypatch.setattr('fmhar.features.claims.SHARD_BYTES', 20_000)
     store = FeatureStore(tmp_path)
     clips = run(data[1], image_backbone, store).clips
     shards = list_shards(tmp_path)
@@ -632,7 +632,7 @@ def test_content_knows_a_video_wherever_it_lies(data, image_backbone, tmp_path, 
 
     segments, store = data[1].copy(), FeatureStore(tmp_path / 'store')
     first = run(segments, image_backbone, store, identity='content')
-    monkeypatch.setattr(features, 'content_hash', count)
+    monkeypatch.setattr('fmhar.features.keys.content_hash', count)
     again = run(segments, image_backbone, store, identity='content')
     assert read == [] and list(again.clips.key) == list(first.clips.key)  # read once
     for path in segments.path.unique():

@@ -171,7 +171,7 @@ def test_rm_of_nothing_or_of_what_is_not_there(store):
 
 
 def test_report_is_the_page(tmp_path, monkeypatch):
-    page = pytest.importorskip('fmhar.page')
+    page = pytest.importorskip('fmhar.paper.page')
     (tmp_path / 'results').mkdir()
 
     def write(folder, out):
