@@ -20,6 +20,7 @@ from fmhar.backbones.load import load_backbone
 from fmhar.errors import InputError
 from fmhar.features.claims import Claims, cut_parts
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Job
 from fmhar.features.store import FeatureStore
 
@@ -30,6 +31,8 @@ def data(tmp_path_factory):
     write_tiny_set(root)
     return root
 
+
+FROZEN = Clips(augmentation=None)
 
 DRIVER = """
 import json, os, random, signal, sys, time
@@ -42,6 +45,7 @@ from fmhar.features import claims, extraction, pipeline
 from fmhar.backbones.load import load_backbone
 from fmhar.features.store import FeatureStore, read_shard, shard_files
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading
 
 root, rng = Path(sys.argv[1]), random.Random(0)
 backbone = load_backbone(root / 'encoder', n_frames=4)
@@ -53,8 +57,8 @@ def slowly(*args):  # so that they meet, and a kill hits somebody at work
     return encode(*args)
 
 def run(path, workers=0):
-    return extract(read_tiny_set(root), backbone, FeatureStore(path), tokens=True, batch_size=8,
-                   workers=workers, progress=False)
+    return extract(read_tiny_set(root), backbone, FeatureStore(path), tokens=True, progress=False,
+                   clips=Clips(augmentation=None), reading=Reading(workers=workers, batch_size=8))
 
 def start(path, i, workers):
     pid = os.fork()
@@ -143,7 +147,8 @@ def test_the_next_run_finishes_when_all_are_killed(outcome, data):
     assert last['codes'] == [-9, -9] and not last['same'] and last['left']
     store, backbone = FeatureStore(data / 'last'), load_backbone(data / 'encoder', n_frames=4)
     before = len(content(store))
-    got = extract(read_tiny_set(data), backbone, store, tokens=True, workers=0, progress=False)
+    how = dict(clips=FROZEN, reading=Reading(workers=0), progress=False)
+    got = extract(read_tiny_set(data), backbone, store, tokens=True, **how)
     assert 0 < got.counts['stored'] == before < got.counts['clips']
     assert content(store) == content(FeatureStore(data / 'one'))
 
@@ -171,7 +176,7 @@ def test_accelerate_launch(data, outcome, tmp_path):
         data / 'encoder',
         '--tokens',
     ]
-    command += ['--everything', '--out', tmp_path / 'store']
+    command += ['--augment', 'none', '--everything', '--out', tmp_path / 'store']
     env = ENV | dict(GLOO_SOCKET_IFNAME='lo')
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -184,8 +189,10 @@ def test_accelerate_launch(data, outcome, tmp_path):
 
 def tiny(data, path, **options):
     backbone = load_backbone(data / 'encoder', n_frames=4)
-    options = dict(tokens=True, workers=0, progress=False) | options
-    return extract(read_tiny_set(data), backbone, FeatureStore(path), **options)
+    how = dict(clips=Clips(augmentation=None), reading=Reading(**dict(workers=0) | options))
+    return extract(
+        read_tiny_set(data), backbone, FeatureStore(path), tokens=True, progress=False, **how
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -194,7 +201,7 @@ def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypa
     monkeypatch.setattr('fmhar.features.extraction.PAUSE', 0.05)
     backbone = load_backbone(data / 'encoder', n_frames=4)
     _, _, jobs = features.plan_jobs(
-        read_tiny_set(data), backbone, FeatureStore(tmp_path), (1, 'float16')
+        read_tiny_set(data), backbone, FeatureStore(tmp_path), Tokens(), FROZEN, Reading()
     )
     (tmp_path / '.claims').mkdir()
     lock = FileLock(tmp_path / '.claims' / f'{jobs[2].claim}.lock')

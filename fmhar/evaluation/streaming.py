@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from fmhar.backbones.load import Backbone
 from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
-from fmhar.datasets.clips import make_clips
 from fmhar.devices import PRECISIONS, pick_device, pick_precision
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.features.claims import SHARD_SECONDS, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
+from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Decoded, Job, encode_clips
 from fmhar.features.store import FeatureStore
 from fmhar.files import fingerprint, whole_file
@@ -160,21 +160,17 @@ def stream(
     store: FeatureStore,  # takes the CLS vectors
     folder: str | Path,  # of the parts; theirs who calls to remove
     *,
-    n_clips: int = 3,  # clips a segment, logits averaged (Sec. 3.5)
-    n_crops: int = 1,  # 3: three squares along the long side
-    token_pool: int = 1,  # as the bank was trained with
+    clips: Clips = Clips(),  # noqa: B008 (it is frozen) # of a test segment: `test` and `crops`
+    tokens: Tokens = Tokens(),  # noqa: B008 (it is frozen) # pooled as the bank was trained with
+    reading: Reading = Reading(),  # noqa: B008 (it is frozen)
     batch_size: int = 32,  # clips that the bank sees at a time
     device: str = 'auto',
     precision: str = 'fp32',  # of the heads
-    decoder: str = 'pyav',  # or 'torchcodec'
-    identity: str = 'state',  # of a video, or its 'content'
-    workers: int = 1,  # threads that decode ahead
     progress: bool = True,
 ) -> Streamed:
     "Decode, encode and answer in one pass, for all views and probes"
-    clips = make_clips(segments, n_frames=backbone.n_frames, n_clips=n_clips, n_crops=n_crops)
-    read = dict(decoder=decoder, identity=identity, notes=store.path / '.videos')
-    clips['key'] = clip_keys(clips, backbone, **read)
+    clips = clips.choose(segments, backbone.n_frames)
+    clips['key'] = clip_keys(clips, backbone, reading, store.path / '.videos')
     us, device = processes(), pick_device(device)
     weights = fingerprint([bank.specs, tensor_hash(bank.state_dict())])
     parts = [(job, part_path(folder, weights, job)) for job in video_parts(clips, backbone)]
@@ -182,7 +178,7 @@ def stream(
     reader = Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
     about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     collector = Collector(reader, store, todo, batch_size, about)
-    how = dict(tokens=True, token_pool=token_pool, workers=workers, decoder=decoder)
+    how = dict(tokens=tokens, reading=reading)
     bar = dict(total=sum(job.n_frames() for job, _ in todo), unit='frames', desc='test views')
     with tqdm(**bar, disable=not (progress and us.first)) as bar:
         jobs = [job for job, _ in todo]

@@ -48,11 +48,19 @@ def epoch_clips(
     epoch: int,
     labels: np.ndarray | None = None,  # (n,): give them to draw all classes equally often
 ) -> np.ndarray:  # positions of clips, as many as there are segments
-    "A random clip of each segment, in random order"
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(segments))
-    first = np.unique(segments[order], return_index=True)[1]
-    clips = order[np.sort(first)]
+    "A clip of each segment, in random order; K epochs show all K clips of a segment"
+    _, first, segment, count = np.unique(
+        segments, return_index=True, return_inverse=True, return_counts=True
+    )
+    count, shown = count[segment], np.zeros(len(segment), bool)
+    for k in np.unique(count):  # segments of k clips begin a new round every k epochs
+        rows = np.flatnonzero(count == k)
+        shuffled = rows[np.random.default_rng([seed, epoch // k, k]).permutation(len(rows))]
+        in_turn = shuffled[np.argsort(segment[shuffled], kind='stable')].reshape(-1, k)
+        shown[in_turn[:, epoch % k]] = True
+    rng, clip_of = np.random.default_rng([seed, epoch]), np.empty(len(first), int)
+    clip_of[segment[shown]] = np.flatnonzero(shown)
+    clips = clip_of[segment[np.sort(first)]][rng.permutation(len(first))]
     if labels is None:
         return clips
     count = np.bincount(labels[clips])[labels[clips]]
