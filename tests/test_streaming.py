@@ -15,13 +15,15 @@ from fmhar.evaluation.inference import predict
 from fmhar.evaluation.streaming import stream
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading
 from fmhar.features.store import FeatureStore
 from fmhar.probe import ProbeBank, sweep
 from fmhar.synthetic.film import write_synthetic
 from fmhar.synthetic.scripts import SyntheticConfig
 
 HEADS = 'max_pooling', 'self_attention_all_avg', 'cross_attention_all', 'step', 'lstm'
-QUIET = dict(n_clips=2, progress=False)
+QUIET = dict(clips=Clips(test=2), progress=False)
+STILL = dict(reading=Reading(workers=0), **QUIET)
 
 
 @pytest.fixture(scope='module')
@@ -49,12 +51,20 @@ def bank(backbone):
 @pytest.fixture(scope='module')
 def whole(test_views, backbone, bank, tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')
-    return stream(test_views, backbone, bank, FeatureStore(out / 's'), out, workers=2, **QUIET)
+    return stream(
+        test_views,
+        backbone,
+        bank,
+        FeatureStore(out / 's'),
+        out,
+        reading=Reading(workers=2),
+        **QUIET,
+    )
 
 
 def test_agrees_with_stored_tokens_on_every_clip(whole, test_views, backbone, bank, tmp_path):
     store = FeatureStore(tmp_path)
-    got = extract(test_views, backbone, store, n_clips=2, tokens=True, workers=0, progress=False)
+    got = extract(test_views, backbone, store, tokens=True, **STILL)
     theirs = predict(bank, FeatureDataset(store, got.clips, tokens=True), progress=False)
     assert list(whole.predictions.table.key) == list(theirs.table.key)
     assert len(theirs.table) == 2 * len(test_views)
@@ -64,7 +74,7 @@ def test_agrees_with_stored_tokens_on_every_clip(whole, test_views, backbone, ba
 
 def test_threads_change_no_bit(whole, test_views, backbone, bank, tmp_path):
     store = FeatureStore(tmp_path / 's')
-    again = stream(test_views, backbone, bank, store, tmp_path, workers=0, **QUIET)
+    again = stream(test_views, backbone, bank, store, tmp_path, **STILL)
     np.testing.assert_array_equal(again.predictions.logits, whole.predictions.logits)
     assert sorted(again.vectors) == sorted(h for h in HEADS if 'all' in h or h == 'step')
     for name, vectors in again.vectors.items():
@@ -80,15 +90,14 @@ def test_goes_on_where_it_was_killed(whole, test_views, backbone, bank, tmp_path
                 raise KeyboardInterrupt
             yield item
 
-    how = dict(workers=0, **QUIET)
     store = FeatureStore(tmp_path / 's')
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(streaming, 'encode_clips', killed)
         m.setattr(streaming, 'SHARD_SECONDS', 0)
-        stream(test_views, backbone, bank, store, tmp_path, **how)
+        stream(test_views, backbone, bank, store, tmp_path, **STILL)
     parts = list(tmp_path.glob('*.part.safetensors'))
     assert 0 < len(parts) < test_views.path.nunique()
-    rest = stream(test_views, backbone, bank, FeatureStore(tmp_path / 's'), tmp_path, **how)
+    rest = stream(test_views, backbone, bank, FeatureStore(tmp_path / 's'), tmp_path, **STILL)
     assert 0 < rest.frames < whole.frames
     np.testing.assert_array_equal(rest.predictions.logits, whole.predictions.logits)
     cls = FeatureStore(tmp_path / 's').cls(rest.predictions.table.key)

@@ -76,6 +76,41 @@ class Transform:
         square = image[top : top + self.crop, left : left + self.crop]
         return np.ascontiguousarray(square.transpose(2, 0, 1))
 
+# %% ../../nbs/01_datasets/08_video.ipynb #55225b06
+@dataclass(frozen=True)
+class RandomCrop:
+    "A random piece of a picture, told in full by its name"
+
+    area: tuple[float, float]  # least and largest share of the picture
+    ratio: tuple[float, float]  # least and largest width over height
+    draw: str  # hex digits: which of all such pieces
+    flip: bool = False  # mirror every second piece
+
+    def __str__(self):
+        spans = (f'{k}={a:g},{b:g}' for k, (a, b) in dict(area=self.area, ratio=self.ratio).items())
+        return ' '.join(['random', *spans, 'flip ' * self.flip + self.draw])
+
+    @classmethod
+    def read(cls, name: str) -> 'RandomCrop':  # the inverse of `str`
+        _, area, ratio, *flip, draw = name.split()
+        spans = (tuple(map(float, s.partition('=')[2].split(','))) for s in (area, ratio))
+        return cls(*spans, draw, bool(flip))
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int, bool]:
+        "Left, top, width and height in pixels, and whether it is mirrored"
+        rng = np.random.default_rng(int(self.draw, 16))
+        mirrored = bool(rng.random() < 0.5) and self.flip
+        for _ in range(10):  # as torchvision: again when the piece is larger than the picture
+            area = width * height * rng.uniform(*self.area)
+            ratio = np.exp(rng.uniform(*np.log(self.ratio)))
+            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if 0 < w <= width and 0 < h <= height:
+                left, top = rng.integers(0, [width - w + 1, height - h + 1]).tolist()
+                return left, top, w, h, mirrored
+        ratio = float(np.clip(width / height, *self.ratio))  # the largest in the middle
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - w) // 2, (height - h) // 2, w, h, mirrored
+
 # %% ../../nbs/01_datasets/08_video.ipynb #2b120f8c
 SQUARES = 'centre', 'first', 'middle', 'last'  # left, middle, right; of an upright one: top, bottom
 REGION = re.compile(r'(\d+) (\d+) ([1-9]\d*) ([1-9]\d*)')
@@ -83,7 +118,7 @@ REGION = re.compile(r'(\d+) (\d+) ([1-9]\d*) ([1-9]\d*)')
 # %% ../../nbs/01_datasets/08_video.ipynb #45018278
 def read_crop(crop: str) -> tuple[tuple[int, int, int, int] | None, str]:
     "The rectangle (x, y, width, height), or None for all of the picture, and the name of the square"
-    found = re.fullmatch(rf'(?:{REGION.pattern} ?)?({"|".join(SQUARES)})?', crop)
+    found = re.fullmatch(rf'(?:{REGION.pattern} ?)?({"|".join(SQUARES)}|random .+)?', crop)
     if not crop or not found:
         expected = f'"x y width height" in pixels, {", ".join(SQUARES)}, or both'
         raise InputError('No such part of a picture', expected=expected, found=repr(crop))
@@ -100,6 +135,7 @@ class _Resizer:
     def __init__(self, transform):
         self.transform = transform
         self.scalers = {t: VideoReformatter() for t in (transform, transform.tight)}
+        self.colours, self.pieces = VideoReformatter(), VideoReformatter()
 
     def __call__(self, frame):  # av.VideoFrame -> (3, crop, crop) uint8
         return self.transform.cut(self.resized(frame, self.transform))
@@ -109,11 +145,28 @@ class _Resizer:
         images = {}
         for crop in crops:
             region, square = read_crop(crop)
-            t = self.transform if square == 'centre' else self.transform.tight
-            if (region, t) not in images:
+            random = square.startswith('random')
+            how = 'whole' if random else self.transform
+            if not random and square != 'centre':
+                how = self.transform.tight
+            if (region, how) not in images:
                 part = frame if region is None else _part(frame, region)
-                images[region, t] = self.resized(part, t)
-            yield crop, t.cut(images[region, t], square)
+                images[region, how] = self.whole(part) if random else self.resized(part, how)
+            image = images[region, how]
+            yield crop, self.piece(image, square) if random else how.cut(image, square)
+
+    def whole(self, frame):  # -> (H, W, 3) uint8, all pixels
+        rgb = self.colours.reformat(frame, format='rgb24', interpolation=SCALING, threads=1)
+        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+
+    def piece(self, whole, name):  # -> (3, crop, crop) uint8
+        left, top, w, h, mirrored = RandomCrop.read(name).box(*whole.shape[1::-1])
+        pixels = np.ascontiguousarray(whole[top : top + h, left : left + w])
+        side, frame = self.transform.crop, av.VideoFrame.from_ndarray(pixels)
+        flags = SCALING | Interpolation.FULL_CHR_H_INP
+        square = self.pieces.reformat(frame, side, side, 'rgb24', interpolation=flags, threads=1)
+        square = square.to_ndarray()[:, :: -1 if mirrored else 1]
+        return np.ascontiguousarray(square.transpose(2, 0, 1))
 
     def resized(self, frame, transform):  # -> (H, W, 3) uint8
         size, scaler = transform.size(frame.width, frame.height), self.scalers[transform]
