@@ -59,21 +59,26 @@ def encode(
     frames: Iterator[np.ndarray],  # (H, W, C) uint8
     size: tuple[int, int],  # width, height
     fps: Fraction,
-    crf: int,
-    preset: str,
+    options: dict[str, str],  # of the encoder
+    codec: str = 'libx264',
+    container: str = 'mp4',
 ):
-    "Write an H.264 file; one thread, so that the same frames always give the same bytes"
+    "Write a video file; one thread, so that the same frames always give the same bytes"
     planes = np.zeros((size[1] * 3 // 2, size[0]), np.uint8)
-    x264 = 'threads=1:lookahead-threads=1:keyint=250:bframes=3'
-    with av.open(str(path), 'w', format='mp4') as container:
-        options = {'preset': preset, 'crf': str(crf), 'x264-params': x264}
-        stream = container.add_stream('libx264', rate=fps, options=options)
+    with av.open(str(path), 'w', format=container) as file:
+        stream = file.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height = size
         stream.pix_fmt, stream.codec_context.thread_count = 'yuv420p', 1
         for picture in frames:
             to_yuv420(picture, planes)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))
-        container.mux(stream.encode(None))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))
+        file.mux(stream.encode(None))
+
+# %% ../../nbs/02_synthetic/11_film.ipynb #f7ae0064
+def h264(c: SyntheticConfig) -> dict[str, str]:
+    "Options of x264: long groups of pictures with B-frames, one thread"
+    x264 = 'threads=1:lookahead-threads=1:keyint=250:bframes=3'
+    return {'preset': c.preset, 'crf': str(c.crf), 'x264-params': x264}
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #b90c1788
 def in_view(frame: int, view: str) -> int:
@@ -96,7 +101,7 @@ def write_video(
     moments = [int(i / rate) for i in range(n_frames)]
     with whole_file(path) as tmp:
         frames = (crew.frame(poses[i], shown[i]) for i in moments)
-        encode(tmp, frames, size, c.fps * rate, c.crf, c.preset)
+        encode(tmp, frames, size, c.fps * rate, h264(c))
     return n_frames
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #6c20ea25
