@@ -6,7 +6,24 @@
 __all__ = []
 
 # %% ../../nbs/01_datasets/00_datasets.ipynb #fca417e0
-from fmhar.datasets import drive_act, formats, ikea_asm  # noqa: F401  (each enters its readers)
+from fmhar.datasets import (  # noqa: F401  (each enters its readers)
+    activitynet,
+    breakfast,
+    drive_act,
+    ego_exo4d,
+    formats,
+    h2o,
+    ikea_asm,
+    impact,
+    inhard,
+    lerobot,
+    ms_tcn,
+    n_ucla,
+    names,
+    pku_mmd,
+    smarthome,
+    taco,
+)
 from fmhar.faces import face
 
 # %% ../../nbs/01_datasets/00_datasets.ipynb #74b98251
@@ -23,5 +40,19 @@ __getattr__, __dir__, __all__ = face(
         'video': 'Transform video_info',
         'overlaps': 'overlap',
         'checks': 'check',
+        'splits': '',
+        'names': 'load_pattern',
+        'ms_tcn': 'load_ms_tcn',
+        'activitynet': 'load_activitynet',
+        'impact': '',
+        'ego_exo4d': '',
+        'smarthome': '',
+        'lerobot': 'load_lerobot',
+        'n_ucla': '',
+        'pku_mmd': '',
+        'inhard': '',
+        'taco': '',
+        'h2o': '',
+        'breakfast': '',
     },
 )

@@ -127,9 +127,12 @@ def _labels(segments, files) -> Iterator[dict]:
 def _split(segments, files) -> Iterator[dict]:
     "What training and test share, classes that a part lacks"
     columns, shared = units_of(segments), overlap(segments)
-    for row in shared[(shared.view == 'all') & (shared.shared > 0)].itertuples():
+    shared = shared[(shared.view == 'all') & (shared[['shared', 'validation']].max(axis=1) > 0)]
+    for row in shared.itertuples():
         if row.what != 'view':
-            found = f'{row.shared} of {row.test}: {row.examples}'
+            found = f'{row.shared} of {row.test}: {row.examples}'.rstrip(': ')
+            if row.validation:
+                found += f'; {row.validation} in validation'
             if row.another_camera and row.what in ('session', 'event'):
                 found += f'; {row.another_camera} through another camera'
             yield dict(kind=f'{columns[row.what]} in training and test', found=found)

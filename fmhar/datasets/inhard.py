@@ -11,13 +11,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fmhar.datasets.containers import ask_files, frame_rate
+from fmhar.datasets.containers import ask_files, frame_rate, open_video
 from fmhar.datasets.segments import as_segments, fill_in, read_table, reader
 from fmhar.datasets.splits import find_below, note_missing_videos, split_persons
-from fmhar.errors import InputError
+from fmhar.errors import InputError, VideoError
 
 # %% ../../nbs/01_datasets/21_inhard.ipynb #0fb9730a
-INHARD_CROPS = dict(top='0,0,0.5,0.5', left='0.5,0,1,0.5', right='0.5,0.5,1,1')
+INHARD_QUARTERS = dict(top=(0, 0), left=(1, 0), right=(1, 1))  # column and row of the mosaic
+
+
+def quarter(path: str, view: str) -> str:
+    "Rectangle of a view in the mosaic, 'x y width height' in pixels of that file"
+    try:
+        container, stream = open_video(path)
+    except VideoError:  # `fmhar check` names the file
+        return ''
+    with container:
+        width, height = stream.codec_context.width // 2, stream.codec_context.height // 2
+    column, row = INHARD_QUARTERS[view]
+    return f'{column * width} {row * height} {width} {height}'
 
 # %% ../../nbs/01_datasets/21_inhard.ipynb #9fd6a62f
 @reader('inhard')
@@ -50,7 +62,10 @@ def load_inhard(
     rows['event'] = rows.video + '/' + rows.groupby('video').cumcount().astype(str)
     rows['split'] = split_persons(rows, split, seed=seed)
     rows = rows.drop(columns=['begin', 'finish', 'video'])
-    views = [rows.assign(view=view, crop=crop) for view, crop in INHARD_CROPS.items()]
+    rectangles = {(p, v): quarter(p, v) for p in set(rows.path) for v in INHARD_QUARTERS}
+    views = [
+        rows.assign(view=v, crop=[rectangles[p, v] for p in rows.path]) for v in INHARD_QUARTERS
+    ]
     return as_segments(
         fill_in(pd.concat(views, ignore_index=True)),
         dataset='inhard',

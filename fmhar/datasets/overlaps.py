@@ -38,7 +38,7 @@ def _shared(train, test, column, trained_view) -> pd.DataFrame:
     )
 
 # %% ../../nbs/01_datasets/09_overlaps.ipynb #91529396
-SIDES = ['shared', 'another_camera', 'trained_view']
+SIDES = ['shared', 'another_camera', 'trained_view', 'validation']
 
 
 def _counts(found: pd.DataFrame, what: str) -> list[dict]:
@@ -54,7 +54,7 @@ def _counts(found: pd.DataFrame, what: str) -> list[dict]:
 
 # %% ../../nbs/01_datasets/09_overlaps.ipynb #19c8c2f8
 def overlap(segments: pd.DataFrame) -> pd.DataFrame:
-    """What the test shares with training (and validation), as the split stands
+    """What the test shares with training, as the split stands
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def overlap(segments: pd.DataFrame) -> pd.DataFrame:
         A row for each kind of unit and test view ('all' first). `what`: person, session, event, room or
         view; `view`; `test`: units of the test; `shared`: those that training has, too;
         `another_camera`: those it has in another view than the test's; `trained_view`: those it has in
-        the view that probes are trained on; `examples` of the shared ones. `attrs['cross_view']` says
+        the view that probes are trained on; `validation`: those that validation has; `examples` of the
+        ones shared with training. `attrs['cross_view']` says
         in words whether cross-view is what is tested.
 
     Examples
@@ -77,10 +78,13 @@ def overlap(segments: pd.DataFrame) -> pd.DataFrame:
     >>> found.shared['person', 'all']  # doctest: +SKIP
     0
     """
-    test, trained = segments.split == 'test', segments.attrs['trained_view']
+    train, val, test = (segments[segments.split == s] for s in ('train', 'val', 'test'))
+    trained = segments.attrs['trained_view']
     rows = []
     for what, column in units_of(segments).items():
-        rows += _counts(_shared(segments[~test], segments[test], column, trained), what)
+        found = _shared(train, test, column, trained)
+        found['validation'] = found.unit.isin(set(val[column]))
+        rows += _counts(found, what)
     out = pd.DataFrame(rows, columns=['what', 'view', 'test', *SIDES, 'examples'])
     out.attrs['cross_view'] = cross_view(segments)
     return out

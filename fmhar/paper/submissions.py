@@ -107,7 +107,11 @@ def cautions(rows: pd.DataFrame, settings: dict, shared: pd.DataFrame | None) ->
     if shared is None:
         notes.append('overlap of the split not checked')
     else:
-        notes += [f'{r.n_shared} of {r.n_test} {r.what}' for r in shared.itertuples() if r.n_shared]
+        there = shared[(shared['view'] == 'all') & (shared['shared'] > 0) & (shared['what'] != 'view')]
+        notes += [
+            f'{s} of {n} {what}s shared with training'
+            for what, n, s in there[['what', 'test', 'shared']].itertuples(index=False)
+        ]
     return notes
 
 # %% ../../nbs/12_paper/11_submissions.ipynb #f662e7ed
