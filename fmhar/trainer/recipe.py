@@ -87,29 +87,23 @@ def epoch_clips(
     epoch: int,
     labels: np.ndarray | None = None,  # (n,): give them to draw all classes equally often
 ) -> np.ndarray:  # positions of clips, as many as there are segments
-    "A clip of each segment, the next one of its stored clips, in random order"
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(segments))
+    "A clip of each segment, in random order; K epochs show all K clips of a segment"
     _, first, segment, count = np.unique(
-        segments[order], return_index=True, return_inverse=True, return_counts=True
+        segments, return_index=True, return_inverse=True, return_counts=True
     )
-    clips = order[first]  # (segments,)
-    for k in np.unique(count[count > 1]):
-        chosen = count == k
-        clips[chosen] = _next_clips(segments, order[chosen[segment]], int(k), seed, epoch)
-    clips = clips[np.argsort(first)]
+    count, shown = count[segment], np.zeros(len(segment), bool)
+    for k in np.unique(count):  # segments of k clips begin a new round every k epochs
+        rows = np.flatnonzero(count == k)
+        shuffled = rows[np.random.default_rng([seed, epoch // k, k]).permutation(len(rows))]
+        in_turn = shuffled[np.argsort(segment[shuffled], kind='stable')].reshape(-1, k)
+        shown[in_turn[:, epoch % k]] = True
+    rng, clip_of = np.random.default_rng([seed, epoch]), np.empty(len(first), int)
+    clip_of[segment[shown]] = np.flatnonzero(shown)
+    clips = clip_of[segment[np.sort(first)]][rng.permutation(len(first))]
     if labels is None:
         return clips
     count = np.bincount(labels[clips])[labels[clips]]
     return rng.choice(clips, len(clips), p=1 / count / (1 / count).sum())
-
-# %% ../../nbs/06_trainer/02_recipe.ipynb #41fd3c6f
-def _next_clips(segments, clips, k: int, seed: int, epoch: int) -> np.ndarray:
-    "Of segments with k clips each: the one that is due, in the order of segments"
-    rng = np.random.default_rng([seed, epoch // k, k, 1])
-    clips = np.sort(clips)
-    clips = clips[np.lexsort([rng.permutation(len(clips)), segments[clips]])]
-    return clips.reshape(-1, k)[:, epoch % k]
 
 # %% ../../nbs/06_trainer/02_recipe.ipynb #3f0539b6
 def lr_factor(
