@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'Dataset', 'Option', 'View', 'Trained', 'Encoder', 'Weights', 'Size', 'Pool', 'Clips', 'TrainClips',
-           'Crops', 'Decoder', 'Identity', 'Workers', 'stores', 'Store', 'about', 'demo', 'read_options',
-           'run_and_leave', 'run', 'check', 'extract', 'tell_plan', 'tell_extraction', 'ls', 'du', 'verify', 'rm',
-           'report', 'main']
+           'Augment', 'Stride', 'Crops', 'Decoder', 'Identity', 'Workers', 'stores', 'Store', 'about', 'demo',
+           'read_options', 'run_and_leave', 'run', 'check', 'extract', 'tell_plan', 'tell_extraction', 'ls', 'du',
+           'verify', 'rm', 'report', 'main']
 
 # %% ../nbs/14_commands/03_cli.ipynb #c1a6d517
 import sys
@@ -96,7 +96,13 @@ Pool = Annotated[int, typer.Option(help='2 = mean of 2x2 patch tokens')]
 Clips = Annotated[int, typer.Option(help='of a val or test segment')]
 
 
-TrainClips = Annotated[int, typer.Option(help='of a train segment')]
+TrainClips = Annotated[int, typer.Option(help='frozen ones of a train segment; --augment none')]
+
+
+Augment = Annotated[str, typer.Option(help="of train clips: 'views=6 area=0.3,1', online, none")]
+
+
+Stride = Annotated[float | None, typer.Option(help='s between frames; over the segment')]
 
 
 Crops = Annotated[int, typer.Option(help='3 = along the long side, of val and test clips')]
@@ -147,7 +153,9 @@ def run(
     epochs: Annotated[int, typer.Option(help='paper: 60')] = 60,
     precision: Annotated[str, typer.Option(help='of the heads: fp32, bf16, auto')] = 'fp32',
     n_clips: Clips = 3,
+    augment: Augment = 'views=8',
     n_train_clips: TrainClips = 1,
+    stride: Stride = None,
     crops: Crops = 1,
     decoder: Decoder = 'pyav',
     identity: Identity = 'state',
@@ -165,7 +173,8 @@ def run(
         reader=read_options(option, views=view, trained_view=trained_view),
         backbone=backbone, weights=weights, size=size, token_pool=token_pool, seed=seed,
         fusions=tuple(fusion or TABLE_3), recipe=Recipe(epochs=epochs, precision=precision),
-        n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, decoder=decoder, identity=identity,
+        n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, stride=stride,
+        augmentation=augment, decoder=decoder, identity=identity,
     )  # fmt: skip
     run_and_leave(exp, out, workers)
 
@@ -209,7 +218,9 @@ def extract(
     token_pool: Pool = 1,
     token_dtype: Annotated[str, typer.Option(help='float16, int8')] = 'float16',
     n_clips: Clips = 3,
+    augment: Augment = 'views=8',
     n_train_clips: TrainClips = 1,
+    stride: Stride = None,
     crops: Crops = 1,
     seed: Annotated[int, typer.Option(help='of train clips')] = 0,
     decoder: Decoder = 'pyav',
@@ -221,14 +232,18 @@ def extract(
     "Encode a dataset's clips into a store; what is there stays."
     from fmhar.backbones.load import load_backbone
     from fmhar.experiments import Experiment, needed, read_segments
+    from fmhar.features.options import Reading, Tokens
 
     reader = read_options(option, views=view, trained_view=trained_view)
     segments = read_segments(Experiment(root=str(root), dataset=dataset, reader=reader))
     encoder = dict(weights=weights, size=size, layers=tuple(layer) if layer else None, seed=seed)
     asked = segments if everything else needed(segments), load_backbone(backbone, **encoder)
-    choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, seed=seed)
-    choice |= dict(tokens=tokens, token_pool=token_pool, token_dtype=token_dtype)
-    choice |= dict(decoder=decoder, identity=identity, workers=workers)
+    exp = Experiment(
+        root=str(root), n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, stride=stride,
+        augmentation=augment, seed=seed,
+    )  # fmt: skip
+    choice = dict(clips=exp.clips, tokens=Tokens(token_pool, token_dtype) if tokens else None)
+    choice |= dict(reading=Reading(decoder, identity, workers))
     (tell_plan if plan else tell_extraction)(*asked, out, choice)
 
 # %% ../nbs/14_commands/03_cli.ipynb #f530a64a

@@ -7,7 +7,6 @@ __all__ = ['READERS', 'Experiment', 'Result', 'run']
 
 # %% ../nbs/11_experiments/01_experiments.ipynb #af569440
 import inspect
-import os
 import platform
 import shutil
 import subprocess
@@ -28,7 +27,6 @@ import fmhar.fusion
 from fmhar.analysis.closed_form import METHODS as COMPANIONS
 from fmhar.analysis.closed_form import closed_form
 from fmhar.backbones.load import Backbone, load_backbone
-from fmhar.datasets.clips import make_clips
 from fmhar.datasets.drive_act import load_drive_act
 from fmhar.datasets.formats import load_assembly101, load_ntu, load_videofolder
 from fmhar.datasets.ikea_asm import load_ikea_asm
@@ -41,6 +39,8 @@ from fmhar.evaluation.streaming import Streamed, stream
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import Extraction, extract
 from fmhar.features.keys import clip_keys
+from fmhar.features.online import OnlineDataset
+from fmhar.features.options import Augmentation, Clips, Reading, Tokens
 from fmhar.features.store import FeatureStore
 from fmhar.files import fingerprint, read_json, whole_file, write_json
 from fmhar.fusion.base import FUSIONS
@@ -76,7 +76,9 @@ class Experiment:
     precision: str = 'auto'  # of the frozen backbone
     n_frames: int = 16  # frames a clip (Sec. 3.5)
     n_clips: int = 3  # clips a test segment, logits averaged (Sec. 3.5)
-    n_train_clips: int = 1  # random clips stored for a training segment
+    augmentation: str = 'views=8'  # of training clips: 'views=6 area=0.3,1', 'online' or 'none'
+    n_train_clips: int = 1  # frozen random clips of a training segment where that is 'none'
+    stride: float | None = None  # seconds between frames; None: spread over the segment
     n_crops: int = 1  # 3: three squares along the long side of each test clip
     decoder: str = 'pyav'  # or 'torchcodec'
     identity: str = 'state'  # of a video: its path, size and time of change, or its 'content'
@@ -90,6 +92,23 @@ class Experiment:
     )  # closed-form rows: ridge, logistic regression, k-NN on mean CLS
     recipe: Recipe = field(default_factory=Recipe)  # Sec. 3.5
     seed: int = 0  # of clips, initial weights and batches
+
+    def __post_init__(self):
+        given = self.augmentation  # words, or an `Augmentation`; None is 'none'
+        read = Augmentation.read(given) if isinstance(given, str) else given
+        object.__setattr__(self, 'augmentation', str(read or 'none'))
+        if read and self.n_train_clips != 1:
+            do = f"augmentation='views={self.n_train_clips}', or augmentation='none'"
+            raise InputError('n_train_clips counts frozen clips, not augmented ones', do=do)
+
+    @property
+    def clips(self) -> Clips:
+        "Which clips are cut out of a segment; online, a view for each epoch"
+        how = Augmentation.read(self.augmentation)
+        if how and how.online:
+            how = replace(how, views=self.recipe.epochs)
+        train = None if how else self.n_train_clips
+        return Clips(self.n_clips, train, self.n_crops, self.stride, self.seed, how)
 
 # %% ../nbs/11_experiments/01_experiments.ipynb #7b595b6c
 def read_segments(
@@ -242,10 +261,9 @@ class Stage:
         self, exp: Experiment, out: Path, device: str, progress: bool, workers: int | None
     ):
         self.exp, self.device, self.progress, self.us = exp, device, progress, processes()
-        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self.clock, self.store = Clock(out / 'stages.json'), FeatureStore(out / 'features')
-        self.choice = {k: getattr(exp, k) for k in ('n_clips', 'n_train_clips', 'n_crops', 'seed')}
-        self.read = {k: getattr(exp, k) for k in ('decoder', 'identity')}
+        self.reading = Reading(exp.decoder, exp.identity, workers)
+        self.stored = Tokens(exp.token_pool, exp.token_dtype) if self.tokens else None
         self.origin = []
 
     @property
@@ -260,14 +278,13 @@ class Stage:
 
     def features(self, segments: pd.DataFrame) -> Extraction:
         "Store what training reads, and the test views where they do not stream"
-        exp = self.exp
         wanted = segments[segments.split != 'test'] if self.streams else segments
-        how = dict(token_pool=exp.token_pool, token_dtype=exp.token_dtype, workers=self.workers)
+        how = dict(tokens=self.stored, reading=self.reading, progress=self.progress)
         with self.clock('features', 'frames') as seen:
-            got = extract(
-                wanted, self.backbone, self.store, tokens=self.tokens, progress=self.progress,
-                **self.choice, **self.read, **how,
-            )  # fmt: skip
+            clips, self.fresh = self.exp.clips, None
+            if clips.augmentation and clips.augmentation.online:
+                self.fresh, clips = clips, replace(clips, augmentation=None)  # one for companions
+            got = extract(wanted, self.backbone, self.store, clips=clips, **how)
             seen['items'] = got.counts['frames']
         self.must_have(got.clips[got.clips.split == 'train'], got.failed, 'Nothing to train on')
         self.origin.append(f'{got.counts["stored"]} of {len(got.clips)} clips from the store')
@@ -282,8 +299,8 @@ class Stage:
 
     def planned(self, segments: pd.DataFrame) -> pd.DataFrame:
         "All clips of the run with their keys, whether their videos can be read or not"
-        clips = make_clips(segments, n_frames=self.backbone.n_frames, **self.choice)
-        keys = clip_keys(clips, self.backbone, **self.read, notes=self.store.path / '.videos')
+        clips = self.exp.clips.choose(segments, self.backbone.n_frames)
+        keys = clip_keys(clips, self.backbone, self.reading, self.store.path / '.videos')
         return clips.assign(key=keys).dropna(subset='key')
 
     def train(self, got: Extraction) -> tuple[ProbeBank, History]:
@@ -293,6 +310,10 @@ class Stage:
             for s in ('train', 'val')
         ]
         train, val = self.data
+        if self.fresh:
+            shown = got.clips[got.clips.split == 'train'].set_index('segment')
+            how = dict(tokens=self.stored, reading=self.reading)
+            train = OnlineDataset(shown, self.backbone, clips=self.fresh, **how)
         specs = [replace(read_head(f), seed=self.exp.seed) for f in self.exp.fusions]
         bank = ProbeBank(specs, train.dim, len(train.classes))
         checkpoint = self.folder / 'checkpoint.pt'
@@ -330,8 +351,7 @@ def predict_test(
         with self.clock(*stage) as seen:
             if self.streams:
                 test = segments[segments.split == 'test']
-                more = dict(n_clips=exp.n_clips, n_crops=exp.n_crops, token_pool=exp.token_pool)
-                how |= self.read | more | dict(workers=self.workers)
+                how |= dict(clips=exp.clips, tokens=self.stored, reading=self.reading)
                 parts = self.folder / 'parts'
                 streamed = stream(test, self.backbone, bank, self.store, parts, **how)
                 self.us.once(leave_streamed, streamed, self.folder)
@@ -393,6 +413,9 @@ def run_name(
 ) -> str:
     "Name of the folder that holds this run's result"
     settings = {k: v for k, v in asdict(exp).items() if k != 'root'}
+    for name, of_before in dict(augmentation='none', stride=None).items():
+        if settings[name] == of_before:
+            del settings[name]  # runs of versions without that setting keep their name
     return fingerprint([settings, sorted(clips.key), list(clips.label)])
 
 
@@ -411,7 +434,7 @@ def scored_rows(
     rows.insert(0, 'fusion', rows.probe.str.split().str[0])
     said = dict(
         dataset=attrs['dataset'], backbone=backbone.name, weights=backbone.weights, size=backbone.size,
-        seed=exp.seed, features=fingerprint(sorted(clips.key)), code=code_version(),
+        seed=exp.seed, augmentation=exp.augmentation, features=fingerprint(sorted(clips.key)), code=code_version(),
     )  # fmt: skip
     return rows.assign(**said)
 

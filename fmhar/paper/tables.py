@@ -17,7 +17,7 @@ import pandas as pd
 
 from fmhar.analysis.closed_form import METHODS
 from fmhar.errors import InputError, unknown
-from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
 from fmhar.experiments import needed, read_segments
 from fmhar.files import whole_file
@@ -35,7 +35,7 @@ from fmhar.paper.printed import (
     paper_cells,
     printed,
 )
-from fmhar.statistics import Bootstrap, bootstrap, differences, intervals, side_by_side, warning
+from fmhar.statistics import Bootstrap, bootstrap, differences, intervals, warning
 
 # %% ../../nbs/12_paper/03_tables.ipynb #24c47deb
 @dataclass
@@ -530,7 +530,7 @@ def compare(
         return pd.DataFrame(columns=COMPARED)
     asked = {m: there[m] for pair in pairs for m, _ in pair}
     names = [tuple(f'{m}/{h or there[m].probes[0]}' for m, h in pair) for pair in pairs]
-    both = side_by_side(shared(asked))
+    both = join(shared(asked))
     boot = resampled(both, metric)
     trained = there[pairs[0][0][0]].table.attrs['trained_view']
     df = differences(boot, pairs=names, views=[v for v in (trained, 'novel') if v in boot.views])
