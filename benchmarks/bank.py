@@ -88,6 +88,7 @@ def usual_step(name: str, dim: int, device):
 def bank_step(specs: list[ProbeSpec], dim: int, device, dtype):
     "One step of all probes of a bank, on features and labels"
     bank = ProbeBank(specs, dim, N_CLASSES).to(device)
+    bank.lay_out()  # as `fit` does
     optimizer = make_optimizer(bank)
 
     def run(features, labels):
