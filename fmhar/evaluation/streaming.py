@@ -25,7 +25,9 @@ from fmhar.backbones.load import Backbone
 from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
 from fmhar.datasets.clips import make_clips
+from fmhar.datasets.video import broken_videos
 from fmhar.devices import PRECISIONS, pick_device, pick_precision
+from fmhar.errors import VideoError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.features.claims import SHARD_SECONDS, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
@@ -192,6 +194,18 @@ def _part_path(folder: str | Path, weights: str, job: Job) -> Path:
     name = fingerprint([weights, list(job.clips)], 20)
     return Path(folder) / f'{name}.part.safetensors'
 
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #c865aa05
+def _errors(lost: pd.DataFrame, parts: list, read: list) -> dict[str, VideoError]:
+    "Path -> error, of clips that could not be had; a video that is not there has none"
+    of_key, errors = {}, {}
+    for (job, _), (_, _, error) in zip(parts, read):
+        of_key |= {key: error for key in job.clips if error}
+    for path, key in zip(lost.path, lost.key):
+        if path not in errors and key in of_key:
+            errors[path] = VideoError(of_key[key]['message'])
+            errors[path].position = of_key[key]['position']
+    return errors
+
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #53c19c4b
 def _assemble(clips, bank, parts, seconds, frames) -> 'Streamed':
     "Put the parts together in the order of the clips"
@@ -201,27 +215,13 @@ def _assemble(clips, bank, parts, seconds, frames) -> 'Streamed':
     order = [row[k] for k in clips.key[there]]
     answers = [tensors for _, tensors, _ in read if tensors]
     out = {n: torch.cat([a[n] for a in answers])[order].numpy() for n in (answers or [{}])[0]}
-    broken = {}  # key of a clip -> the first error of its video
-    for (job, _), (_, _, error) in zip(parts, read):
-        if error:
-            broken |= {key: error for key in job.clips}
+    lost = clips[~there]
+    failed = broken_videos(lost, _errors(lost, parts, read))
     names = [spec.name for spec in bank.specs]
     logits = out.pop('logits', np.empty((0, len(names), bank.n_classes), np.float32))
     table = clips[there].reset_index(drop=True)
     predictions = Predictions(table, logits.transpose(1, 0, 2), names, clips.attrs['classes'])
-    return Streamed(predictions, out, _lost(clips[~there], broken), seconds, frames)
-
-# %% ../../nbs/07_evaluation/06_streaming.ipynb #f6ff98df
-def _lost(
-    clips: pd.DataFrame,  # that could not be had
-    broken: dict[str, dict],  # key -> message, position
-) -> pd.DataFrame:  # a row a video
-    "Which videos broke, where, and what that costs"
-    gone, rows = dict(message='Video not found', position=None), []
-    for (path, view), group in clips.groupby(['path', 'view'], sort=False):
-        error = next((broken[key] for key in group.key if key in broken), gone)
-        rows.append(dict(path=path, view=view) | error | dict(n_clips=len(group)))
-    return pd.DataFrame(rows, columns=['path', 'view', 'message', 'position', 'n_clips'])
+    return Streamed(predictions, out, failed, seconds, frames)
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #9e84d3e1
 def _todo(parts: list[tuple[Job, Path]]) -> list[int]:
