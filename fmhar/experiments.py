@@ -24,8 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fmhar.fusion
-from fmhar.analysis.closed_form import METHODS as COMPANIONS
-from fmhar.analysis.closed_form import closed_form
+from fmhar.analysis.companions import METHODS as COMPANIONS
+from fmhar.analysis.companions import closed_form
 from fmhar.backbones.load import Backbone, load_backbone
 from fmhar.datasets.drive_act import load_drive_act
 from fmhar.datasets.formats import load_assembly101, load_ntu, load_videofolder

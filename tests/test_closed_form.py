@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestNeighbors
 
-from fmhar.analysis.closed_form import METHODS, closed_form, mean_cls, standardiser, tried
+from fmhar.analysis.companions import METHODS, closed_form, mean_cls, standardiser, tried
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmhar.analysis.closed_form import METHODS
+from fmhar.analysis.companions import METHODS
 from fmhar.cli import app
 from fmhar.errors import InputError
 from fmhar.fusion.thirteen import TABLE_3

@@ -27,6 +27,7 @@ from fmhar.datasets.video import sweep
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.evaluation.scores import score
+from fmhar.finetune import frames, loop
 from fmhar.finetune.loop import finetune, predict_videos
 from fmhar.finetune.networks import FINETUNE, I3D, FinetuneRecipe
 
@@ -235,7 +236,7 @@ def test_torchvisions_weights_come_from_its_cache_or_not_at_all(tmp_path, monkey
 
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr('torch.hub.urlopen', no_network)
-    with pytest.raises(InputError, match='cannot be had.*(?s:.*)no route(?s:.*)by name'):
+    with pytest.raises(InputError, match='cannot be had.*(?s:.*)no route(?s:.*)random'):
         ft.initial_model('video_swin_tiny', 5)
     net = torchvision_video.swin3d_t()
     file = Path(FINETUNE['video_swin_tiny'].published.url).name
@@ -305,6 +306,7 @@ SMALL = FinetuneRecipe(
     frames_kept=10,
     resize=48,
     crop=40,
+    area=None,
     flip=0.5,
 )
 QUIET = dict(weights='random', workers=0, device='cpu', progress=False)
@@ -364,9 +366,9 @@ def test_frames_are_decoded_once(tmp_path, monkeypatch):
     files, _ = ft.cache_frames(segments, tmp_path / 'c', WIDE, workers=0, progress=False)
     files[2].unlink()
     asked = []
-    real = ft.decode_ahead
+    real = frames.decode_ahead
     spy = lambda jobs, *a, **k: asked.extend(jobs) or real(jobs, *a, **k)  # noqa: E731
-    monkeypatch.setattr(ft, 'decode_ahead', spy)
+    monkeypatch.setattr(frames, 'decode_ahead', spy)
     again, _ = ft.cache_frames(segments, tmp_path / 'c', WIDE, workers=0, progress=False)
     assert again == files and files[2].exists()
     assert [len(j.clips) for j in asked] == [1]
@@ -397,6 +399,24 @@ def test_training_clips_are_random_but_in_order_and_within_the_square(tmp_path):
     assert 0.17 < mirrored < 0.33  # 0.25 +- 2.6 standard errors
 
 
+def test_by_default_clips_are_cropped_as_the_probes_are(tmp_path):
+    "Pieces of 40 to 100 % of the square, of a ratio up to 4:3, scaled to what the network sees"
+    kept = np.zeros((4, 3, 60, 60), np.uint8)
+    kept[:, 1], kept[:, 2] = 4 * np.arange(60)[:, None], 4 * np.arange(60)
+    np.save(tmp_path / 'a.npy', kept)
+    recipe = FinetuneRecipe(resize=60, crop=48, n_frames=2)
+    assert (recipe.area, recipe.flip) == ((0.4, 1.0), 0)
+    sides = []
+    for i in range(60):
+        clip = ft.training_clip(tmp_path / 'a.npy', recipe, np.random.default_rng(i)).astype(float)
+        assert clip.shape == (2, 3, 48, 48) and np.array_equal(clip[0], clip[1])
+        height, width = (np.ptp(clip[0, k]) / 4 + 1 for k in (1, 2))
+        sides.append((height, width))
+    area, ratio = np.prod(sides, 1) / 60**2, np.divide(*np.transpose(sides))
+    assert 0.33 < area.min() < 0.55 and 0.85 < area.max() <= 1
+    assert 0.70 < ratio.min() < 0.9 and 1.1 < ratio.max() < 1.43
+
+
 def test_sided_classes_are_not_mirrored():
     for label in ('looking_left', 'Right turn', 'turn (left)'):
         with pytest.raises(InputError, match='flip=0'):
@@ -414,9 +434,9 @@ def weights(net):
 
 def test_only_training_segments_of_the_trained_view_are_read(segments, tmp_path, monkeypatch):
     seen = []
-    real = ft.cache_frames
+    real = loop.cache_frames
     spy = lambda s, *a, **k: seen.append(s) or real(s, *a, **k)  # noqa: E731
-    monkeypatch.setattr(ft, 'cache_frames', spy)
+    monkeypatch.setattr(loop, 'cache_frames', spy)
     finetune('small', segments, cache=tmp_path, recipe=replace(SMALL, epochs=1), **QUIET)
     assert set(seen[0].split) == {'train'} and set(seen[0].view) == {'inner_mirror'}
     assert len(seen[0]) == len(CLASSES)
@@ -622,7 +642,7 @@ def folders(out):
 def test_what_was_trained_is_loaded(segments, tmp_path, monkeypatch, capsys):
     first = ft.finetuned('small', segments, tmp_path, **ONCE)
     assert set(first.table.split) == {'test'} and set(first.table.view) == set(VIEWS)
-    monkeypatch.setattr(ft, 'finetune', None)
+    monkeypatch.setattr(loop, 'finetune', None)
     again = ft.finetuned('small', segments, tmp_path, **ONCE)
     np.testing.assert_array_equal(first.logits, again.logits)
     assert again.table.attrs['network']['weights'] == 'random(0)'
@@ -642,10 +662,10 @@ def test_an_interrupted_network_goes_on_to_the_same_predictions(
             raise KeyboardInterrupt
         return real(run, bar)
 
-    monkeypatch.setattr(ft, 'train_epoch', interrupted)
+    monkeypatch.setattr(loop, 'train_epoch', interrupted)
     with pytest.raises(KeyboardInterrupt):
         ft.finetuned('small', segments, tmp_path / 'parts', **ONCE)
-    monkeypatch.setattr(ft, 'train_epoch', real)
+    monkeypatch.setattr(loop, 'train_epoch', real)
     parts = ft.finetuned('small', segments, tmp_path / 'parts', **ONCE)
     np.testing.assert_array_equal(parts.logits, whole.logits)
     assert 'training continued' in capsys.readouterr().out
@@ -698,7 +718,7 @@ def test_a_handful_of_clips_is_learnt_by_heart(segments, tmp_path, monkeypatch, 
 
     old = FINETUNE[name]
     monkeypatch.setitem(FINETUNE, name, replace(old, build=build))
-    fixed = dict(resize=48, crop=48, flip=0, n_frames=8, frames_kept=8)
+    fixed = dict(resize=48, crop=48, area=None, n_frames=8, frames_kept=8)
     speed = dict(lr=lr, backbone_lr=lr, epochs=epochs, warmup_epochs=1, batch_size=4, micro_batch=4)
     recipe = replace(old.recipe, **fixed, **speed)
     net = finetune(name, segments, cache=tmp_path, recipe=recipe, **QUIET)

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from fmhar.analysis import invariance as inv
+from fmhar.analysis import view_invariance as inv
 from fmhar.analysis.sentences import erasing, ranking, telling
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fmhar.analysis.invariance import neighbour_shares, view_probe
+from fmhar.analysis.view_invariance import neighbour_shares, view_probe
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.evaluation.scores import random_baseline, score

@@ -12,8 +12,8 @@ from fmhar.faces import face
 __getattr__, __dir__, __all__ = face(
     'fmhar.analysis',
     {
-        'closed_form': 'closed_form',
-        'invariance': 'ViewEraser erase_view view_probe cka_between_views twin_retrieval view_mixing variance_shares invariance',
+        'companions': 'closed_form',
+        'view_invariance': 'ViewEraser erase_view view_probe cka_between_views twin_retrieval view_mixing variance_shares invariance',
         'sentences': '',
     },
 )

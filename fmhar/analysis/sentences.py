@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/08_analysis/03_sentences.ipynb #12151e2c
 import numpy as np
 
-from fmhar.analysis.invariance import Jackknife
+from fmhar.analysis.view_invariance import Jackknife
 
 # %% ../../nbs/08_analysis/03_sentences.ipynb #5558f996
 def _with_span(probes, name: str) -> str:

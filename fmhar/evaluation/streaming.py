@@ -24,11 +24,13 @@ from tqdm.auto import tqdm
 from fmhar.backbones.load import Backbone
 from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
+from fmhar.datasets.clips import make_clips
+from fmhar.datasets.video import broken_videos
 from fmhar.devices import PRECISIONS, pick_device, pick_precision
+from fmhar.errors import VideoError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.features.claims import SHARD_SECONDS, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
-from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Decoded, Job, encode_clips
 from fmhar.features.store import FeatureStore
 from fmhar.files import fingerprint, whole_file
@@ -192,6 +194,18 @@ def _part_path(folder: str | Path, weights: str, job: Job) -> Path:
     name = fingerprint([weights, list(job.clips)], 20)
     return Path(folder) / f'{name}.part.safetensors'
 
+# %% ../../nbs/07_evaluation/06_streaming.ipynb #c865aa05
+def _errors(lost: pd.DataFrame, parts: list, read: list) -> dict[str, VideoError]:
+    "Path -> error, of clips that could not be had; a video that is not there has none"
+    of_key, errors = {}, {}
+    for (job, _), (_, _, error) in zip(parts, read):
+        of_key |= {key: error for key in job.clips if error}
+    for path, key in zip(lost.path, lost.key):
+        if path not in errors and key in of_key:
+            errors[path] = VideoError(of_key[key]['message'])
+            errors[path].position = of_key[key]['position']
+    return errors
+
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #53c19c4b
 def _assemble(clips, bank, parts, seconds, frames) -> 'Streamed':
     "Put the parts together in the order of the clips"
@@ -201,27 +215,13 @@ def _assemble(clips, bank, parts, seconds, frames) -> 'Streamed':
     order = [row[k] for k in clips.key[there]]
     answers = [tensors for _, tensors, _ in read if tensors]
     out = {n: torch.cat([a[n] for a in answers])[order].numpy() for n in (answers or [{}])[0]}
-    broken = {}  # key of a clip -> the first error of its video
-    for (job, _), (_, _, error) in zip(parts, read):
-        if error:
-            broken |= {key: error for key in job.clips}
+    lost = clips[~there]
+    failed = broken_videos(lost, _errors(lost, parts, read))
     names = [spec.name for spec in bank.specs]
     logits = out.pop('logits', np.empty((0, len(names), bank.n_classes), np.float32))
     table = clips[there].reset_index(drop=True)
     predictions = Predictions(table, logits.transpose(1, 0, 2), names, clips.attrs['classes'])
-    return Streamed(predictions, out, _lost(clips[~there], broken), seconds, frames)
-
-# %% ../../nbs/07_evaluation/06_streaming.ipynb #f6ff98df
-def _lost(
-    clips: pd.DataFrame,  # that could not be had
-    broken: dict[str, dict],  # key -> message, position
-) -> pd.DataFrame:  # a row a video
-    "Which videos broke, where, and what that costs"
-    gone, rows = dict(message='Video not found', position=None), []
-    for (path, view), group in clips.groupby(['path', 'view'], sort=False):
-        error = next((broken[key] for key in group.key if key in broken), gone)
-        rows.append(dict(path=path, view=view) | error | dict(n_clips=len(group)))
-    return pd.DataFrame(rows, columns=['path', 'view', 'message', 'position', 'n_clips'])
+    return Streamed(predictions, out, failed, seconds, frames)
 
 # %% ../../nbs/07_evaluation/06_streaming.ipynb #9e84d3e1
 def _todo(parts: list[tuple[Job, Path]]) -> list[int]:
@@ -236,12 +236,15 @@ def stream(
     store: FeatureStore,
     folder: str | Path,
     *,
-    clips: Clips = Clips(),  # noqa: B008 (it is frozen)
-    tokens: Tokens = Tokens(),  # noqa: B008 (it is frozen)
-    reading: Reading = Reading(),  # noqa: B008 (it is frozen)
+    n_clips: int = 3,
+    n_crops: int = 1,
+    token_pool: int = 1,
     batch_size: int = 32,
     device: str = 'auto',
     precision: str = 'fp32',
+    decoder: str = 'pyav',
+    identity: str = 'state',
+    workers: int = 1,
     progress: bool = True,
 ) -> Streamed:
     """Decode, encode and answer in one pass, for all views and probes.
@@ -259,18 +262,23 @@ def stream(
     folder : path
         Of the parts; the caller removes it. Parts that are there are taken, damaged ones computed
         again with a warning.
-    clips : Clips
-        Clips and crops of a test segment, whose logits are averaged (Sec. 3.5).
-    tokens : Tokens
-        Pooled as the bank was trained with.
-    reading : Reading
-        Decoder, identity of a video, and threads that decode ahead.
+    n_clips : int
+        Clips a segment, whose logits are averaged (Sec. 3.5).
+    n_crops : int
+        1, or 3 squares along the long side.
+    token_pool : int
+        As the bank was trained with.
     batch_size : int
         Clips that the bank sees at a time.
     device : str
         Of the bank: 'auto', 'cpu', 'cuda', ...
     precision : {'fp32', 'bf16', 'auto'}
         Of the heads.
+    decoder : {'pyav', 'torchcodec'}
+    identity : {'state', 'content'}
+        What a video is known by: size and time of the file, or its content.
+    workers : int
+        Threads that decode ahead.
     progress : bool
         Show a bar.
 
@@ -290,8 +298,9 @@ def stream(
     >>> got = stream(test, backbone, bank, store, 'results/parts')  # doctest: +SKIP
     >>> got.predictions, got.failed  # doctest: +SKIP
     """
-    clips = clips.choose(segments, backbone.n_frames)
-    clips['key'] = clip_keys(clips, backbone, reading, store.path / '.videos')
+    clips = make_clips(segments, n_frames=backbone.n_frames, n_clips=n_clips, n_crops=n_crops)
+    reading = dict(decoder=decoder, identity=identity, notes=store.path / '.videos')
+    clips['key'] = clip_keys(clips, backbone, **reading)
     me, device = processes(), pick_device(device)
     weights = fingerprint([bank.specs, tensor_hash(bank.state_dict())])
     parts = [(job, _part_path(folder, weights, job)) for job in _video_parts(clips, backbone)]
@@ -299,7 +308,7 @@ def stream(
     reader = _Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
     encoder = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     collector = _Collector(reader, store, todo, batch_size, encoder)
-    encoding = dict(tokens=tokens, reading=reading)
+    encoding = dict(tokens=True, token_pool=token_pool, workers=workers, decoder=decoder)
     bar = dict(total=sum(job.n_frames() for job, _ in todo), unit='frames', desc='test views')
     with tqdm(**bar, disable=not (progress and me.first)) as bar:
         jobs = [job for job, _ in todo]

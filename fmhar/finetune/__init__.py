@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = face(
     {
         'networks': 'FinetuneRecipe',
         'frames': '',
-        'loop': 'Finetuned finetune predict_videos finetuned task_specific',
+        'training': 'Finetuned',
+        'loop': 'finetune predict_videos finetuned task_specific',
     },
 )

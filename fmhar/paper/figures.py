@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from fmhar.analysis.invariance import held_out, neighbour_shares, silhouette, view_probe
+from fmhar.analysis.view_invariance import held_out, neighbour_shares, silhouette, view_probe
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.files import whole_file

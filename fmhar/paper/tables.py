@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fmhar.analysis.closed_form import METHODS
+from fmhar.analysis.companions import METHODS
 from fmhar.errors import InputError, unknown
 from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
