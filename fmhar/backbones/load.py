@@ -119,21 +119,28 @@ class Backbone:
         As it was asked for.
     weights : str
         Where they came from: hub id and commit, directory and hash, or `random(seed)`.
-    family, model, architecture
-        How it is read, the frozen module, and a fingerprint of its configuration.
+    family : Family
+        How it is read.
+    model : Module
+        Frozen, in eval mode.
+    architecture : str
+        Fingerprint of its configuration.
     pixels : Pixels
         Mean, deviation, resize and crop of its input.
     n_frames : int
         Frames of a clip.
-    precision, device : str, torch.device
-        `'fp32'`, `'bf16'` or `'fp16'`, and where the model lies.
+    precision : str
+        `'fp32'`, `'bf16'` or `'fp16'`.
+    device : torch.device
+        Where the model lies.
     read : callable
         `(model, normalised pixels) -> cls, tokens`; perhaps compiled.
     dim : int
         D, width of a feature.
-    n_tokens, n_steps : int
-        N, tokens of a time step, and time steps of `tokens` (fewer than frames where a family
-        merges them).
+    n_tokens : int
+        N, tokens of a time step.
+    n_steps : int
+        Time steps of `tokens`; fewer than frames where a family merges them.
     grid : tuple of int
         Patches, high and wide.
     layers : tuple of int, optional
