@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from fmhar.backbones.families import Family
+from fmhar.backbones.families import Family, geometry
 from fmhar.backbones.fast_cpu import attention, can_pack, pack_linears, remember_positions
 from fmhar.backbones.layers import find_blocks, read_layers
 from fmhar.backbones.sources import find_source
@@ -283,23 +283,6 @@ def check_frames(
             found=f'{frames.dtype} {tuple(frames.shape)}'.removeprefix('torch.'),
             do='decode them with backbone.transform',
         )
-
-# %% ../../nbs/03_backbones/10_load.ipynb #8e111d9d
-def geometry(config) -> tuple[int, int, int | None, int]:  # px, px, frames, frames
-    "Side of a token, own input side, own number of frames, frames merged into a time step"
-    config = getattr(config, 'vision_config', config)
-    size = getattr(config, 'crop_size', None) or config.image_size
-    frames = getattr(config, 'num_frames', None) or getattr(config, 'frames_per_clip', None)
-    tubelet = getattr(config, 'tubelet_size', 1)
-    if isinstance(tubelet, (list, tuple)):
-        tubelet, patch, _ = tubelet
-    elif config.model_type == 'hiera':
-        patch = config.patch_stride[0] * config.query_stride[0] ** config.num_query_pool
-    elif config.model_type == 'dinov3_convnext':  # the stem divides by 4, each later stage by 2
-        patch = 4 * 2 ** (len(config.hidden_sizes) - 1)
-    else:
-        patch = config.patch_size
-    return patch, size if isinstance(size, int) else size[0], frames, tubelet
 
 # %% ../../nbs/03_backbones/10_load.ipynb #d1ab6984
 def check_input(family: Family, model: nn.Module, name: str, size: int, n_frames: int):
