@@ -42,12 +42,7 @@ DINO = dict(image_size=518, patch_size=14, use_swiglu_ffn=False)
 SWIGLU = DINO | dict(use_swiglu_ffn=True)
 
 
-def xclip(patch: int, frames: int) -> dict:
-    "An X-CLIP of base size"
-    return dict(vision_config=BASE_MLP | dict(patch_size=patch, num_frames=frames))
-
-
-IN_THE_PAPER = {
+IMAGE_ENCODERS = {
     'openai/clip-vit-base-patch16': Checkpoint(
         'clip_vision_model', BASE_MLP | dict(patch_size=16), 'MIT', CLIP_PIXELS
     ),
@@ -73,6 +68,15 @@ IN_THE_PAPER = {
     'facebook/dinov2-with-registers-giant': Checkpoint(
         'dinov2_with_registers', GIANT | SWIGLU, 'Apache-2.0'
     ),
+}
+
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #6d34cf8a
+def xclip(patch: int, frames: int) -> dict:
+    "An X-CLIP of base size"
+    return dict(vision_config=BASE_MLP | dict(patch_size=patch, num_frames=frames))
+
+
+VIDEO_ENCODERS = {
     'microsoft/xclip-base-patch16-16-frames': Checkpoint('xclip', xclip(16, 16), 'MIT', WHOLE),
     'microsoft/xclip-base-patch32-16-frames': Checkpoint('xclip', xclip(32, 16), 'MIT', WHOLE),
     'microsoft/xclip-base-patch16': Checkpoint('xclip', xclip(16, 8), 'MIT', WHOLE),
@@ -94,7 +98,7 @@ SHORT_NAMES = {
 }
 
 # %% ../../nbs/03_backbones/02_checkpoints.ipynb #d4ef40da
-AFTER_THE_PAPER = {
+LATER_IMAGE_ENCODERS = {
     'facebook/dinov3-vits16-pretrain-lvd1689m': Checkpoint(
         'dinov3_vit', SMALL_MLP | dict(num_register_tokens=4), 'DINOv3 licence', WHOLE
     ),
@@ -130,6 +134,10 @@ AFTER_THE_PAPER = {
         'ijepa', HUGE_MLP | dict(patch_size=14), 'CC-BY-NC-4.0', WHOLE
     ),
     'facebook/hiera-base-224-hf': Checkpoint('hiera', {}, 'CC-BY-NC-4.0'),
+}
+
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #e9858fea
+LATER_VIDEO_ENCODERS = {
     'facebook/vjepa2-vitl-fpc64-256': Checkpoint('vjepa2', {}, 'MIT', dict(resize=292, crop=256)),
     'google/videoprism-base-f16r288': Checkpoint(
         'videoprism_vision_model', {}, 'Apache-2.0', UNIT | dict(resize=288, crop=288)
@@ -143,5 +151,7 @@ AFTER_THE_PAPER = {
     'google/vivit-b-16x2-kinetics400': Checkpoint('vivit', {}, 'MIT', HALF),
 }
 
-
-CHECKPOINTS: dict[str, Checkpoint] = IN_THE_PAPER | AFTER_THE_PAPER
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #31441377
+CHECKPOINTS: dict[str, Checkpoint] = (
+    IMAGE_ENCODERS | VIDEO_ENCODERS | LATER_IMAGE_ENCODERS | LATER_VIDEO_ENCODERS
+)

@@ -219,6 +219,23 @@ def read_vivit(model, pixels):  # (B, T, 3, H, W)
     steps = pixels.shape[1] // model.config.tubelet_size[0]
     return x[:, 0], x[:, 1:].unflatten(1, (steps, -1))  # (B, D), (B, T/2, patches, D)
 
+# %% ../../nbs/03_backbones/01_families.ipynb #8e111d9d
+def geometry(config) -> tuple[int, int, int | None, int]:  # px, px, frames, frames
+    "Side of a token, own input side, own number of frames, frames merged into a time step"
+    config = getattr(config, 'vision_config', config)
+    size = getattr(config, 'crop_size', None) or config.image_size
+    frames = getattr(config, 'num_frames', None) or getattr(config, 'frames_per_clip', None)
+    tubelet = getattr(config, 'tubelet_size', 1)
+    if isinstance(tubelet, (list, tuple)):
+        tubelet, patch, _ = tubelet
+    elif config.model_type == 'hiera':
+        patch = config.patch_stride[0] * config.query_stride[0] ** config.num_query_pool
+    elif config.model_type == 'dinov3_convnext':  # the stem divides by 4, each later stage by 2
+        patch = 4 * 2 ** (len(config.hidden_sizes) - 1)
+    else:
+        patch = config.patch_size
+    return patch, size if isinstance(size, int) else size[0], frames, tubelet
+
 # %% ../../nbs/03_backbones/01_families.ipynb #a5865218
 NAFLEX = (
     'NaFlex reads each picture as a list of patches of its own shape; take a checkpoint of fixed size, '

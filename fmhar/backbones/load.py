@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from fmhar.backbones.families import Family
+from fmhar.backbones.families import Family, geometry
 from fmhar.backbones.fast_cpu import attention, can_pack, pack_linears, remember_positions
 from fmhar.backbones.layers import find_blocks, read_layers
 from fmhar.backbones.sources import find_source
@@ -119,21 +119,28 @@ class Backbone:
         As it was asked for.
     weights : str
         Where they came from: hub id and commit, directory and hash, or `random(seed)`.
-    family, model, architecture
-        How it is read, the frozen module, and a fingerprint of its configuration.
+    family : Family
+        How it is read.
+    model : Module
+        Frozen, in eval mode.
+    architecture : str
+        Fingerprint of its configuration.
     pixels : Pixels
         Mean, deviation, resize and crop of its input.
     n_frames : int
         Frames of a clip.
-    precision, device : str, torch.device
-        `'fp32'`, `'bf16'` or `'fp16'`, and where the model lies.
+    precision : str
+        `'fp32'`, `'bf16'` or `'fp16'`.
+    device : torch.device
+        Where the model lies.
     read : callable
         `(model, normalised pixels) -> cls, tokens`; perhaps compiled.
     dim : int
         D, width of a feature.
-    n_tokens, n_steps : int
-        N, tokens of a time step, and time steps of `tokens` (fewer than frames where a family
-        merges them).
+    n_tokens : int
+        N, tokens of a time step.
+    n_steps : int
+        Time steps of `tokens`; fewer than frames where a family merges them.
     grid : tuple of int
         Patches, high and wide.
     layers : tuple of int, optional
@@ -276,23 +283,6 @@ def check_frames(
             found=f'{frames.dtype} {tuple(frames.shape)}'.removeprefix('torch.'),
             do='decode them with backbone.transform',
         )
-
-# %% ../../nbs/03_backbones/10_load.ipynb #8e111d9d
-def geometry(config) -> tuple[int, int, int | None, int]:  # px, px, frames, frames
-    "Side of a token, own input side, own number of frames, frames merged into a time step"
-    config = getattr(config, 'vision_config', config)
-    size = getattr(config, 'crop_size', None) or config.image_size
-    frames = getattr(config, 'num_frames', None) or getattr(config, 'frames_per_clip', None)
-    tubelet = getattr(config, 'tubelet_size', 1)
-    if isinstance(tubelet, (list, tuple)):
-        tubelet, patch, _ = tubelet
-    elif config.model_type == 'hiera':
-        patch = config.patch_stride[0] * config.query_stride[0] ** config.num_query_pool
-    elif config.model_type == 'dinov3_convnext':  # the stem divides by 4, each later stage by 2
-        patch = 4 * 2 ** (len(config.hidden_sizes) - 1)
-    else:
-        patch = config.patch_size
-    return patch, size if isinstance(size, int) else size[0], frames, tubelet
 
 # %% ../../nbs/03_backbones/10_load.ipynb #d1ab6984
 def check_input(family: Family, model: nn.Module, name: str, size: int, n_frames: int):

@@ -6,10 +6,8 @@
 __all__ = ['assembly_config', 'write_assembly']
 
 # %% ../../nbs/02_synthetic/12_assembly.ipynb #85cc8978
-import os
 import sqlite3
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from tqdm.auto import tqdm
 from fmhar.files import whole_file, write_json
 from fmhar.synthetic.actions import ACTIONS, Motion, action, reach, strokes
 from fmhar.synthetic.cameras import View
-from fmhar.synthetic.film import claim_folder, encode
+from fmhar.synthetic.film import claim_folder, encode, run_jobs
 from fmhar.synthetic.meshes import box, join, lathe
 from fmhar.synthetic.objects import thing
 from fmhar.synthetic.people import BOARD, DARK, PAPER, STEEL, WOOD, piece
@@ -427,12 +425,9 @@ def write_assembly(
     jobs = [(scan_video(root, r, view), c, r, view) for r in recordings for view in RIG]
     jobs = [job for job in jobs if not job[0].exists()]
     total = sum(r.n_frames for _, _, r, _ in jobs)
-    with (
-        tqdm(total=total, desc='film', unit=' frames', disable=not (progress and jobs)) as bar,
-        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-    ):
-        for done in as_completed([pool.submit(write_scan, *job) for job in jobs]):
-            bar.update(done.result())
+    with tqdm(total=total, desc='film', unit=' frames', disable=not (progress and jobs)) as bar:
+        for n in run_jobs(jobs, workers, write_scan):
+            bar.update(n)
     write_lists(root, recordings, c.classes)
     write_segments(root, recordings)
     write_database(root, recordings, c.classes)

@@ -9,7 +9,7 @@ __all__ = ['write_synthetic']
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from fractions import Fraction
@@ -156,12 +156,13 @@ def claim_folder(root: Path, c: SyntheticConfig):
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #92ca059d
 def run_jobs(
-    jobs: list[tuple],  # arguments of `write_video`
-    workers: int,
+    jobs: list[tuple],  # arguments of `write`
+    workers: int | None,  # None: one for each core
+    write: Callable = write_video,  # films one video and returns its number of frames
 ) -> Iterator[int]:  # frames of each video as it is finished
     "Write videos, several at a time; the kernels and the encoder let go of the interpreter"
-    with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(write_video, *job) for job in jobs]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        running = [pool.submit(write, *job) for job in jobs]
         try:
             for done in as_completed(running):
                 yield done.result()
@@ -211,7 +212,7 @@ def write_synthetic(
     jobs = missing_videos(root, c)
     total = n_frames(jobs)
     with tqdm(total=total, desc='film', unit=' frames', disable=not (progress and jobs)) as bar:
-        for n in run_jobs(jobs, workers or os.cpu_count()):
+        for n in run_jobs(jobs, workers):
             bar.update(n)
     write_annotations(root, script(c))
     return root

@@ -115,11 +115,11 @@ def hit(ex, ey, ez, dx, dy, dz):
     "First of bench top and room boundary on a ray: its surface and how far along the ray"
     t = -ez / dz if dz < 0 else 1e9
     x, y = ex + t * dx, ey + t * dy
-    if BENCH[0] < x < BENCH[1] and BENCH[2] < y < BENCH[3]:
+    if dz < 0 and BENCH[0] < x < BENCH[1] and BENCH[2] < y < BENCH[3]:
         return TOP, t
-    tx = ((ROOM[1] if dx > 0 else ROOM[0]) - ex) / (dx if dx != 0 else 1e-9)
-    ty = ((ROOM[3] if dy > 0 else ROOM[2]) - ey) / (dy if dy != 0 else 1e-9)
-    tz = ((ROOM[5] if dz > 0 else ROOM[4]) - ez) / (dz if dz != 0 else 1e-9)
+    tx = ((ROOM[1] if dx > 0 else ROOM[0]) - ex) / dx if dx != 0 else 1e9
+    ty = ((ROOM[3] if dy > 0 else ROOM[2]) - ey) / dy if dy != 0 else 1e9
+    tz = ((ROOM[5] if dz > 0 else ROOM[4]) - ez) / dz if dz != 0 else 1e9
     if tz < tx and tz < ty:
         return (CEILING if dz > 0 else FLOOR), tz
     return WALL, min(tx, ty)

@@ -39,16 +39,20 @@ class SyntheticConfig:
         Width and height of the near-infrared pictures, px, even; `kinect_color` is 16:9.
     fps : int
         Frames a second of the near-infrared cameras; `kinect_color` has half of it.
-    pair_frames, other_frames : tuple of int
-        Shortest and longest action with a partner (its reversal), and without one, frames.
+    pair_frames : tuple of int
+        Shortest and longest action that has a partner (its reversal), frames.
+    other_frames : tuple of int
+        Shortest and longest action without a partner, frames.
     idle_frames : tuple of int
         Shortest and longest unlabelled pause between actions, frames.
     tail : float
         How long-tailed the classes are: the r-th most frequent has `r ** -tail` as many.
     classes : tuple of str
         Names of the actions in the set.
-    crf, preset : int, str
-        Quality of the H.264 stream (lower is better) and preset of its encoder.
+    crf : int
+        Quality of the H.264 stream, lower is better.
+    preset : str
+        Of the x264 encoder.
     seed : int
         Everything else is drawn from it.
 
