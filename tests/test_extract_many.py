@@ -309,3 +309,12 @@ def test_parts_keep_segments_whole(spans, n_clips):
     assert (ordered.groupby(['start', 'end']).part.nunique() == 1).all()
     sizes, same = np.bincount(parts), clips.value_counts().max()
     assert (sizes[:-1] >= 5).all() and sizes.max() < 3 * 5 + same
+
+
+def test_parts_of_a_hundred_thousand_clips_take_no_time():
+    "Rows of a table were looked up one by one: 97 of 125 s for a million clips"
+    start = np.repeat(np.arange(100_000) * 30, 1)
+    clips = pd.DataFrame(dict(start=start, end=start + 30))
+    began = time.process_time()
+    parts = cut_parts(clips)
+    assert time.process_time() - began < 1.5 and parts.max() == 999

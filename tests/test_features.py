@@ -711,3 +711,14 @@ def test_a_job_is_put_together_once(data, image_backbone, tmp_path, monkeypatch)
     )
     run(data[1], image_backbone, FeatureStore(tmp_path))
     assert sorted(made) == sorted(data[1].path.unique())
+
+
+def test_what_killed_writers_left_goes_after_a_day(data, image_backbone, tmp_path):
+    store, name = FeatureStore(tmp_path), '261124-0123456789ab'
+    old, new = tmp_path / f'.{name}.cls.1a2b.tmp.npy', tmp_path / f'{name[:-1]}c.cls.npy'
+    for file, hours in (old, 25), (new, 23), (tmp_path / 'mine.npy', 99):
+        file.write_bytes(b'0')
+        then = file.stat().st_mtime - 3600 * hours
+        os.utime(file, times=(then, then))
+    run(data[1], image_backbone, store, tokens=None)
+    assert not old.exists() and new.exists() and (tmp_path / 'mine.npy').exists()

@@ -149,16 +149,23 @@ def test_store_commands(data, store):
 
 def test_rm_takes_what_killed_writers_left(store):
     shard, before = shard_files(store)[0].stem, {p for p in store.rglob('*') if p.is_file()}
-    left = ['.x.1a2b.tmp.npy', '.x.1a2b.tmp.json', 'x.cls.npy', '.claims/y.lock']
+    stem = '261124-0123456789ab'
+    left = [f'.{stem}.cls.1a2b.tmp.npy', f'.{stem}.1a2b.tmp.json', f'{stem}.cls.npy']
+    left += [f'.claims/{"0" * 20}.lock']
     for name in left:
         (store / name).write_bytes(bytes(2**20))
         os.utime(store / name, times=(time.time() - 7200,) * 2)
     (store / 'notes.txt').write_text('kept')
-    (store / '.new.tmp.npy').touch()  # a writer that is at work
+    new = store / f'.{stem[:-1]}c.cls.1a2b.tmp.npy'
+    new.touch()  # of a writer that is at work
+    mine = [store / 'x.npy', store / 'settings.json.bak', store / '.claims' / 'mine.lock']
+    for file in mine:  # nothing of the store's
+        file.write_bytes(b'mine')
+        os.utime(file, times=(time.time() - 7200,) * 2)
     assert '0.0 MiB freed' in fmhar('store', 'rm', store, '--leftovers', 3).stdout
     assert '4.0 MiB freed' in fmhar('store', 'rm', store, '--leftovers', 1).stdout
     after = {p for p in store.rglob('*') if p.is_file()}
-    assert after - before == {store / 'notes.txt', store / '.new.tmp.npy'} and before <= after
+    assert after - before == {store / 'notes.txt', new, *mine} and before <= after
     assert FeatureStore(store)._shards == {shard}
 
 

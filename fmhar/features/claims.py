@@ -22,10 +22,11 @@ from fmhar.features.pipeline import Job
 from fmhar.features.store import FeatureStore
 from fmhar.files import disk_error
 
+# %% ../../nbs/04_features/05_claims.ipynb #b18d7d04
+SHARD_BYTES = 2**27  # a shard is written when it is as large as this,
+SHARD_SECONDS = 30  # or as old
+
 # %% ../../nbs/04_features/05_claims.ipynb #8b54a5b1
-SHARD_BYTES, SHARD_SECONDS = 2**27, 30
-
-
 class ShardWriter:
     "Collects clips and writes them as shards"
 
@@ -68,8 +69,10 @@ def cut_parts(
     "A part ends where all its segments have ended, or at the next segment when it is three times as long"
     part, size, until, before = 0, 0, 0, None
     numbers = np.zeros(len(clips), int)
-    for i in np.lexsort((clips.end, clips.start)):
-        span = start, end = clips.start.iloc[i], clips.end.iloc[i]
+    starts, ends = clips.start.to_numpy(), clips.end.to_numpy()
+    order = np.lexsort((ends, starts))
+    for i, start, end in zip(order.tolist(), starts[order].tolist(), ends[order].tolist()):
+        span = start, end
         apart = start >= until or size >= 3 * PART_CLIPS
         if size >= PART_CLIPS and apart and span != before:
             part, size = part + 1, 0

@@ -17,15 +17,30 @@ from fmhar.features.store import FeatureStore
 
 # %% ../../nbs/04_features/07_dataset.ipynb #daad6a4c
 class FeatureDataset:
-    "Stored features of a table of clips, with their labels"
+    """Stored features of a table of clips, with their labels.
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        clips: pd.DataFrame,  # of `Extraction.clips`, or some rows of it
-        *,
-        tokens: bool = False,  # let `batch` give tokens too
-    ):
+    Parameters
+    ----------
+    store : FeatureStore
+        Holds the features.
+    clips : DataFrame
+        `Extraction.clips`, or some rows of it.
+    tokens : bool
+        Let `batch` give all tokens too, (B, T, N, D); False: class tokens only, (B, T, D).
+
+    Raises
+    ------
+    InputError
+        Where the store lacks a clip.
+
+    Examples
+    --------
+    >>> train = FeatureDataset(store, got.clips[got.clips.split == 'train'])  # doctest: +SKIP
+    >>> train.batch([0, 1]).cls.shape  # doctest: +SKIP
+    torch.Size([2, 16, 768])
+    """
+
+    def __init__(self, store: FeatureStore, clips: pd.DataFrame, *, tokens: bool = False):
         self.store, self.table = store, clips.reset_index(drop=True)
         self.classes = clips.attrs['classes']
         number = {name: i for i, name in enumerate(self.classes)}

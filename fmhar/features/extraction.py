@@ -21,19 +21,37 @@ from fmhar.features.claims import Claims, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
 from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Decoded, Job, decode, encode_batch, encode_clips, n_units
-from fmhar.features.store import GROUP, FeatureStore, token_name
+from fmhar.features.store import GROUP, FeatureStore, remove_shards, token_name
 from fmhar.files import fingerprint
 from fmhar.processes import is_first
 
 # %% ../../nbs/04_features/06_extraction.ipynb #6200d4bd
 @dataclass
 class Extraction:
-    "What `extract` did"
+    """What `extract` did.
 
-    clips: pd.DataFrame  # the clips that are stored: as `make_clips`, with their `key`
-    failed: pd.DataFrame  # broken videos: path, view, message, position (frame), n_clips lost
-    seconds: dict[str, float]  # by stage; decoding in several threads at once adds up
-    counts: dict[str, int]  # clips, stored (not by this call), frames (encoded), failed (clips)
+    Parameters
+    ----------
+    clips : DataFrame
+        The clips that are stored: a row each, with `segment`, `clip`, `frames`, `crop` and `key`.
+    failed : DataFrame
+        Broken videos: path, view, message, position (frame), n_clips lost.
+    seconds : dict
+        Seconds by stage; decoding in several threads at once adds up.
+    counts : dict
+        Clips, stored (not by this call), frames (encoded), failed (clips).
+
+    Examples
+    --------
+    >>> got = extract(segments, backbone, store)  # doctest: +SKIP
+    >>> got.counts  # doctest: +SKIP
+    {'clips': 120, 'stored': 0, 'frames': 1800, 'failed': 0}
+    """
+
+    clips: pd.DataFrame
+    failed: pd.DataFrame
+    seconds: dict[str, float]
+    counts: dict[str, int]
 
 # %% ../../nbs/04_features/06_extraction.ipynb #7c487655
 def extract(
@@ -81,6 +99,8 @@ def extract(
     """
     start, spent, tokens = time.perf_counter(), Counter(), Tokens.of(tokens)
     refuse_online(clips)
+    if is_first():
+        remove_shards(store.path, leftovers=24)  # of writers that were killed
     table, names, jobs = plan_jobs(segments, backbone, store, tokens, clips, reading)
     check_space(store, sum(len(job.clips) for job in jobs) * clip_bytes(backbone, tokens))
     about = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)

@@ -61,7 +61,7 @@ class Decoded:
     seconds: float = 0  # spent on decoding
     crop: str = 'centre'
 
-
+# %% ../../nbs/04_features/04_pipeline.ipynb #a1286510
 def decode(
     job: Job,
     transform: Transform,
@@ -212,7 +212,7 @@ class Encoded:
     def n_frames(self) -> int:
         return sum(len(item.frames) for item in self.good)
 
-
+# %% ../../nbs/04_features/04_pipeline.ipynb #f0daeb84
 def encode_units(
     units: Iterable[Decoded],
     n: int,  # in a forward pass
@@ -264,7 +264,7 @@ def n_units(backbone: Backbone, batch_size: int | None = None) -> int:
     n = batch_size or backbone.batch_size
     return n if backbone.kind == 'image' else max(1, n // backbone.n_frames)
 
-
+# %% ../../nbs/04_features/04_pipeline.ipynb #ec5ac0a1
 def batches(items: Iterable[Decoded], n: int) -> Iterator[list[Decoded]]:
     "Groups that hold n units, the last one fewer; errors ride along"
     group, units = [], 0

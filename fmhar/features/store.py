@@ -7,6 +7,7 @@ __all__ = ['FeatureStore']
 
 # %% ../../nbs/04_features/02_store.ipynb #6d13d3c7
 import os
+import re
 import time
 import uuid
 from collections import defaultdict
@@ -68,7 +69,7 @@ def quantise(
     whole = (groups.cpu() / step).round().clamp(-127, 127).to(torch.int8).flatten(-2)
     return torch.cat([whole[..., : x.shape[-1]], scale.view(torch.int8)], -1).numpy()
 
-
+# %% ../../nbs/04_features/02_store.ipynb #10292272
 def unquantise(
     packed: np.ndarray,  # of `quantise`
 ) -> torch.Tensor:  # (..., D) float32
@@ -81,12 +82,26 @@ def unquantise(
 
 # %% ../../nbs/04_features/02_store.ipynb #a56746d4
 class FeatureStore:
-    "Features of clips under their keys, in shards that are whole or not there"
+    """Features of clips under their keys, in shards that are whole or not there.
 
-    def __init__(
-        self,
-        path: str | Path,  # folder; made when missing
-    ):
+    Parameters
+    ----------
+    path : str or Path
+        Folder of the store; made when missing.
+
+    Raises
+    ------
+    InputError
+        Where a shard is damaged, naming it and what to do.
+
+    Examples
+    --------
+    >>> store = FeatureStore('features')  # doctest: +SKIP
+    >>> store.cls(clips.key).shape  # doctest: +SKIP
+    (120, 16, 768)
+    """
+
+    def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self.index = defaultdict(dict)  # 'cls', 'tokens', 'tokens2' -> key -> (shard, row)
@@ -219,7 +234,7 @@ def write_shard(
         raise
     return entry
 
-
+# %% ../../nbs/04_features/02_store.ipynb #88fc5337
 def shard_files(folder: Path) -> list[Path]:
     "The JSON of each shard; a name with a dot in front is still being written"
     if not folder.is_dir():
@@ -236,7 +251,7 @@ def read_entry(path: Path) -> dict:
         raise InputError('This is no shard of a feature store', where=path, do=do)
     return about
 
-
+# %% ../../nbs/04_features/02_store.ipynb #1da9fcc9
 def read_shard(
     path: Path,  # its JSON
     check: bool = False,  # compare the checksums too, which reads every byte
@@ -273,7 +288,7 @@ def list_shards(
     columns = ['shard', 'backbone', 'weights', 'features', 'shape', 'clips', 'bytes']
     return pd.DataFrame(rows, columns=columns)
 
-
+# %% ../../nbs/04_features/02_store.ipynb #0b5bf805
 def disk_usage(
     folder: str | Path,  # of a store
 ) -> pd.DataFrame:  # a row an encoder and kind of feature
@@ -283,7 +298,7 @@ def disk_usage(
         shards=('shard', 'size'), clips=('clips', 'sum'), bytes=('bytes', 'sum')
     ).reset_index()
 
-
+# %% ../../nbs/04_features/02_store.ipynb #74c7cc55
 def verify_shards(
     folder: str | Path,  # of a store
 ) -> pd.DataFrame:  # a row a damaged shard; empty when all is well
@@ -297,6 +312,10 @@ def verify_shards(
     return pd.DataFrame(rows, columns=['shard', 'message'])
 
 # %% ../../nbs/04_features/02_store.ipynb #e6d36e87
+LEFTOVER = re.compile(r'\.?(\d{6}-[0-9a-f]{12})\.[\w.-]+\.(?:npy|json)')  # of no finished shard
+LOCK = re.compile(r'[0-9a-f]{20}\.lock')
+
+
 def remove_shards(
     folder: str | Path,  # of a store
     shards: Iterable[str] = (),  # names, as `list_shards` gives them
@@ -312,10 +331,10 @@ def remove_shards(
     gone = [f for s in shards for f in (folder / f'{s}.json', *folder.glob(f'{s}.*.npy'))]
     if leftovers is not None:
         before = time.time() - 3600 * leftovers
-        stray = (f for f in folder.iterdir() if f.name.split('.')[0] not in known)
-        stray = [f for f in stray if f.suffix in ('.npy', '.json')] + [
-            *folder.glob('.claims/*.lock')
+        stray = [
+            f for f in folder.iterdir() if (m := LEFTOVER.fullmatch(f.name)) and m[1] not in known
         ]
+        stray += [f for f in folder.glob('.claims/*.lock') if LOCK.fullmatch(f.name)]
         gone += [f for f in stray if f.stat().st_mtime < before]
     size = sum(f.stat().st_size for f in gone)
     for file in gone:
