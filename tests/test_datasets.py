@@ -1,5 +1,7 @@
 "Drive&Act as users have it on disk; every fault is named with its place"
 
+import subprocess
+import sys
 import warnings
 
 import pandas as pd
@@ -216,6 +218,64 @@ def test_a_part_is_missing(tmp_path):
     edit(tmp_path, lambda s: s).unlink()
     with pytest.raises(InputError, match='(?s)not found.*split_0.test.csv'):
         load_drive_act(tmp_path)
+
+
+def test_every_bad_line_is_named_at_once(tmp_path):
+    edit(drive_act(tmp_path), lambda s: s.replace(',90,', ',-1,'))
+    with pytest.raises(InputError, match='(?s)2 segments.*split_0.test.csv.*line 2.*line 70'):
+        load_drive_act(tmp_path)
+
+
+def test_an_empty_label_is_no_class(tmp_path):
+    edit(drive_act(tmp_path), lambda s: s.replace(',drinking,', ', ,').replace(',eating,', ',,'))
+    with pytest.raises(InputError, match='8 segments have no label'):
+        load_drive_act(tmp_path)
+
+
+def test_a_person_is_a_number(tmp_path):
+    root = drive_act(tmp_path, ['inner_mirror'])
+    edit(root, lambda s: s.replace('\n5,', '\n05,', 3))
+    assert set(load_drive_act(root).query("split == 'test'").subject) == {'vp5', 'vp11'}
+    edit(root, lambda s: s.replace('\n05,', '\n,', 1))
+    with pytest.raises(InputError, match='no participant_id'):
+        load_drive_act(root)
+
+
+def test_what_is_not_needed_may_be_missing(tmp_path):
+    root = drive_act(tmp_path, ['inner_mirror', 'ceiling', 'kinect_color'])
+    for part in ('train', 'val'):
+        edit(root, str, f'ceiling/midlevel.chunks_90.split_0.{part}.csv').unlink()
+    with pytest.warns(UserWarning, match='ceiling has no .*val.csv'):
+        df = load_drive_act(root)
+    assert set(df.split[df.view == 'ceiling']) == {'test'}
+    edit(root, str, 'ceiling/midlevel.chunks_90.split_0.test.csv').unlink()
+    assert set(load_drive_act(root, views=['kinect_color']).view) == {'kinect_color'}
+
+
+def test_a_set_without_the_usual_camera_trains_on_its_first(tmp_path):
+    root = drive_act(tmp_path, ['a_column_co_driver', 'kinect_color'])
+    with pytest.warns(UserWarning, match='a_column_co_driver is the trained view'):
+        assert load_drive_act(root).attrs['trained_view'] == 'a_column_co_driver'
+    with pytest.raises(InputError, match="Unknown trained view 'inner_mirror'"):
+        load_drive_act(root, trained_view='inner_mirror')
+
+
+def test_the_odd_file_is_the_one_that_is_named(tmp_path):
+    edit(drive_act(tmp_path), lambda s: s.replace('.ids_1,20', '.ids_3,20', 1))
+    with pytest.warns(UserWarning, match=r'files end in .ids_3, not .ids_1'):
+        load_drive_act(tmp_path)
+
+
+def test_a_path_that_no_system_takes_is_a_missing_video(tmp_path):
+    edit(drive_act(tmp_path), lambda s: s.replace('vp5/run1b', 'vp5/' + 'x' * 5000, 1))
+    assert load_drive_act(tmp_path).path.str.len().max() > 5000
+
+
+def test_readers_are_known_without_a_decoder_and_without_torch():
+    code = 'import sys, fmhar.datasets as d; assert set(d.READERS) >= {"drive_act", "ikea_asm", "table", '
+    code += '"videofolder", "assembly101", "ntu"}; d.overlap, d.make_clips, d.as_segments; '
+    code += 'assert not {"av", "torch", "transformers"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_byte_order_mark_and_quotes(tmp_path):

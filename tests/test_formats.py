@@ -15,7 +15,7 @@ from fmhar.datasets.formats import (
     load_ntu,
     load_videofolder,
 )
-from fmhar.datasets.segments import load_table
+from fmhar.datasets.segments import READERS, load_table, read_dataset, reader
 from fmhar.errors import InputError
 from fmhar.trainer.labels import class_indices
 
@@ -81,6 +81,93 @@ def test_faults_of_a_table(videos, change, message):
     (videos / 'a.csv').write_text(change(TABLE))
     with pytest.raises(InputError, match=message):
         load_table(videos / 'a.csv')
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda s: s.replace('none', ''), '1 segments have no label'),
+        (lambda s: s.replace('none', '   '), '1 segments have no label'),
+        (lambda s: s.replace(',side,', ',,'), '1 segments have no view'),
+        (lambda s: s.replace(',front,', ', ,', 1), '1 segments have no view'),
+        (lambda s: s.replace('3,20', '3,99999999999999999999'), 'up to 2'),
+        (lambda s: s.replace('3,20', '3,1e300'), 'up to 2'),
+        (lambda s: s.replace('mood', 'crop'), 'x y width height'),
+        (lambda s: s.replace('mood', 'offset'), 'no number of frames'),
+    ],
+)
+def test_what_was_taken_in_silence(videos, change, message):
+    (videos / 'a.csv').write_text(change(TABLE))
+    with pytest.raises(InputError, match=message):
+        load_table(videos / 'a.csv')
+
+
+def test_an_empty_cell_is_left_out(videos):
+    (videos / 'a.csv').write_text(TABLE.replace('3,20,8', ',,').replace('test', ''))
+    last = load_table(videos / 'a.csv').iloc[-1]
+    assert (last.start, last.end, last.event, last.split) == (0, 20, '#2', 'test')
+
+
+def test_nulls_of_a_parquet_file_are_empty_cells(videos):
+    rows = pd.DataFrame(dict(path=['front/one.mp4'] * 2, label=['a', None], view='front'))
+    rows.to_parquet(videos / 'a.parquet')
+    with pytest.raises(InputError, match='1 segments have no label'):
+        load_table(videos / 'a.parquet')
+    rows.assign(label=[1, 2], end=[5, None]).to_parquet(videos / 'a.parquet')
+    df = load_table(videos / 'a.parquet')
+    assert df.label.tolist() == ['1', '2'] and df.end.tolist() == [5, 12]
+    assert df.attrs['classes'] == ['1', '2']
+
+
+def test_names_of_clips_make_room(videos):
+    (videos / 'a.csv').write_text(TABLE.replace('mood', 'frames'))
+    with pytest.warns(UserWarning, match='frames -> own_frames'):
+        df = load_table(videos / 'a.csv')
+    assert make_clips(df).own_frames[0] == 'good' and len(make_clips(df).frames[0]) == 16
+
+
+def test_a_camera_of_a_mosaic_and_one_that_is_late(videos):
+    cells = {'good': '0 0 32 64', 'bad': ''}
+    text = TABLE.replace('mood', 'crop').replace('good', cells['good']).replace('bad', '')
+    (videos / 'a.csv').write_text(text)
+    assert make_clips(load_table(videos / 'a.csv')).crop.tolist()[:2] == ['0 0 32 64'] * 2
+    (videos / 'a.csv').write_text(
+        TABLE.replace('mood', 'offset').replace('good', '7').replace('bad', '0')
+    )
+    df = load_table(videos / 'a.csv')
+    assert df.offset.tolist() == [7, 7, 0] and df.start.tolist() == [0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(classe='a'), 'did you mean classes'),
+        (dict(label_sets='moods'), 'did you mean mood'),
+    ],
+)
+def test_options_by_name(videos, options, message):
+    (videos / 'a.csv').write_text(TABLE)
+    assert len(read_dataset('table', videos / 'a.csv', label_sets='mood')) == 3
+    with pytest.raises(InputError, match=message):
+        read_dataset('table', videos / 'a.csv', **options)
+
+
+def test_options_as_text(tmp_path):
+    for p in (1, 2, 3, 4):
+        (tmp_path / f'S018C002P{p:03d}R002A120_rgb.avi').touch()
+    df = read_dataset('ntu', tmp_path, val='0.34', seed='3')
+    assert set(df.split) == {'train', 'val', 'test'}
+    for name, value in dict(val='x', seed='1.5', protocol='setup').items():
+        with pytest.raises(InputError):
+            read_dataset('ntu', tmp_path, **{name: value})
+
+
+def test_a_reader_of_ones_own():
+    @reader('mine')
+    def load_mine(root, *, side='left'):
+        return side
+
+    assert read_dataset('mine', '.', side='right') == 'right' and READERS.pop('mine') is load_mine
 
 
 def test_further_label_sets_reach_the_clips(videos):

@@ -282,3 +282,67 @@ def test_symmetric_pairs_of_ikea_asm():
     pairs = symmetric_pairs(['NA', *sorted(OFFICIAL)])
     assert ('lay down leg', 'pick up leg') in pairs and len(pairs) == 7
     assert all(a.replace('lay down', 'pick up') == b for a, b in pairs)
+
+
+def test_a_list_with_a_mark_in_front_loses_no_scan(root):
+    n = len(load_ikea_asm(root))
+    for name in ('train_cross_env', 'test_cross_env'):
+        path = root / f'indexing_files/{name}.txt'
+        path.write_text(path.read_text(), encoding='utf-8-sig')
+    assert len(load_ikea_asm(root)) == n
+
+
+def test_a_scan_in_both_lists_is_refused_and_one_without_annotations_is_named(root):
+    train = root / 'indexing_files/train_cross_env.txt'
+    test_scan = next(s for s, part in SCANS.items() if part == 'test')
+    whole = train.read_text()
+    train.write_text(whole + test_scan + '\n')
+    with pytest.raises(InputError, match='1 scans are in both lists'):
+        load_ikea_asm(root)
+    train.write_text(whole + test_scan.replace('0001', '0009') + '\n')
+    with pytest.warns(UserWarning, match='1 listed scans have no annotations'):
+        load_ikea_asm(root)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        'UPDATE videos SET nframes = NULL WHERE id = 1',
+        'UPDATE videos SET nframes = 1000000000000 WHERE id = 1',
+        'UPDATE annotations SET starting_frame = NULL WHERE id = 1',
+        "UPDATE annotations SET ending_frame = 'ten' WHERE id = 1",
+    ],
+)
+def test_a_database_may_hold_anything(root, change):
+    with closing(sqlite3.connect(root / 'ikea_annotation_db_full')) as db:
+        db.execute(change)
+        db.commit()
+    with pytest.raises(InputError, match='Not a number of frames'):
+        load_ikea_asm(root)
+
+
+@pytest.mark.parametrize('segment', ['ab', [10.5, 20], [1, 2, 3], [1, None]])
+def test_a_segment_of_the_json_is_two_whole_numbers(root, segment):
+    annotation = [dict(label='spin leg', segment=segment)]
+    write_json(root / 'gt_segments.json', dict(database={FIRST: dict(annotation=annotation)}))
+    with pytest.raises(InputError, match='Not the segments'):
+        load_ikea_asm(root, source='json')
+
+
+def test_lists_of_another_encoding_or_content(root):
+    names, pairs = (
+        root / f'indexing_files/{n}_list.txt' for n in ('atomic_action', 'action_object_relation')
+    )
+    whole = pairs.read_text()
+    pairs.write_text('two\n' + whole.split('\n', 1)[1])
+    with pytest.raises(InputError, match='Not a pair'):
+        load_ikea_asm(root)
+    pairs.write_text(whole)
+    names.write_bytes('düse\n'.encode('latin-1') + names.read_bytes())
+    with pytest.raises(InputError, match='expected: UTF-8'):
+        load_ikea_asm(root)
+
+
+def test_a_share_is_a_share(root):
+    with pytest.raises(InputError, match='0 <= val < 1'):
+        load_ikea_asm(root, val=2)

@@ -113,12 +113,13 @@ def _sound_chunks(df, path) -> pd.DataFrame:
     numbered = df.assign(line=df.index + 2)
 
     def line(row):
-        return f'{path}, line {row.line}: {row.start}-{row.end} {row.label!r}'
+        return f'line {row.line}: {row.start}-{row.end} {row.label!r}'
 
-    numbered = refuse_rows(numbered, numbered.subject == '', 'have no participant_id', line)
-    empty = numbered.end <= numbered.start
+    nobody, what = numbered.subject == '', 'have no participant_id'
+    numbered = refuse_rows(numbered, nobody, what, line, where=path)
+    empty, what = numbered.end <= numbered.start, 'are chunks without frames'
     expected = 'frame_start < frame_end'
-    numbered = refuse_rows(numbered, empty, 'are chunks without frames', line, expected=expected)
+    numbered = refuse_rows(numbered, empty, what, line, where=path, expected=expected)
     return numbered.drop(columns='line')
 
 # %% ../../nbs/01_datasets/03_drive_act.ipynb #7baf6d99

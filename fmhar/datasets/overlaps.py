@@ -6,6 +6,8 @@
 __all__ = ['overlap']
 
 # %% ../../nbs/01_datasets/09_overlaps.ipynb #da3e973e
+from collections import defaultdict
+
 import pandas as pd
 
 # %% ../../nbs/01_datasets/09_overlaps.ipynb #acee5681
@@ -28,7 +30,9 @@ def _shared(train, test, column, trained_view) -> pd.DataFrame:
     "A row for each unit and view of the test: is it in training, through another camera, in ours?"
     tested = pd.DataFrame({'unit': test[column], 'view': test.view}).drop_duplicates()
     seen = pd.DataFrame({'unit': train[column], 'view': train.view}).drop_duplicates()
-    cameras = {unit: set(views) for unit, views in seen.groupby('unit').view}
+    cameras = defaultdict(set)
+    for unit, view in zip(seen.unit, seen.view):
+        cameras[unit].add(view)
     tested = tested[tested.unit != '']
     where = [cameras.get(unit, set()) for unit in tested.unit]
     return tested.assign(

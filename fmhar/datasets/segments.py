@@ -58,7 +58,8 @@ def refuse_rows(
     rows: pd.DataFrame,
     bad: pd.Series,  # which of them, True or False
     what: str,  # 'hold no frame', after the number of segments
-    found: Callable[[pd.Series], str],  # what is in a row, and where if it has no path
+    found: Callable[[pd.Series], str],  # what is in a row
+    where: str | Path | None = None,  # the file they came from; default: the video of the first
     **fields,  # `expected` and `do` of the error
 ) -> pd.DataFrame:  # the others
     "Raise one error for all bad rows; or drop and list them, within `bad_rows_listed`"
@@ -67,12 +68,13 @@ def refuse_rows(
     texts = [found(row) for _, row in rows[bad].iterrows()]
     listed = _LISTED.get()
     if listed is None:
-        more = f' and {len(texts) - 5} more' if len(texts) > 5 else ''
-        where = rows.path[bad].iloc[0] if 'path' in rows else None
-        first = '; '.join(dict.fromkeys(texts[:5])) + more
+        different = list(dict.fromkeys(texts))
+        more = f' and {len(different) - 5} more' if len(different) > 5 else ''
+        where = where or rows.path[bad].iloc[0]
+        first = '; '.join(different[:5]) + more
         raise InputError(f'{len(texts)} segments {what}', where=where, found=first, **fields)
     for text, (_, row) in zip(texts, rows[bad].iterrows()):
-        place = {c: row[c] for c in ('view', 'path') if c in row and isinstance(row[c], str)}
+        place = dict(view=row.get('view', ''), path=str(where or row.path))
         finding = dict(kind='row that is no segment', found=f'{what}: {text}', lost=1)
         listed.append(finding | place | dict(expected=str(fields.get('expected', ''))))
     return rows[~bad]

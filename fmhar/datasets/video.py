@@ -271,7 +271,7 @@ def _decode(container, stream, wanted, keys):
             if todo and frame.pts == todo[0]:
                 yield frame
                 todo.popleft()
-        passed = todo and frames and frames[-1].pts > todo[0]
+        passed = todo and frames and (frames[-1].pts or 0) > todo[0]
         if todo and (packet is None or passed or not whole):
             yield None
             reached = max(reached, goal)  # of what was damaged
