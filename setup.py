@@ -25,6 +25,7 @@ setup(
     author=cfg['author'],
     keywords=cfg['keywords'],
     packages=find_packages(include=['fmhar', 'fmhar.*']),
+    package_data={'': ['*.html', '*.css', '*.js', 'py.typed']},  # templates and styles of pages and widgets
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

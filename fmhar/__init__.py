@@ -63,7 +63,7 @@ __getattr__, __dir__, __all__ = face(
         'evaluation.streaming': 'stream',
         'metrics': 'balanced_accuracy top_k_accuracy within_pair_accuracy',
         'statistics': 'bootstrap intervals differences beats_chance',
-        'experiments': 'READERS Experiment Result run',
+        'experiments': 'READERS Experiment Result run load_result',
         'paper.tables': 'table2 table3 table4 table5 table6 table7',
         'paper.figures': 'figure3 figure4 figure5',
         'paper.page': 'write_report',

@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -246,7 +248,7 @@ def test_intervals_of_a_table_are_one_column(tmp_path):
     assert [h[0] for h in made.heads[1]] == ['paper', 'ours', 'interval', 'diff.']
     texts = [[cell[0] for cell in line] for line in made.groups[0][1]]
     assert texts == [['a', '21.30', '20.04', '18.0 to 22.2', '-1.26'], ['b', '9.10', *'–––']]
-    assert [cell[1] for cell in made.groups[0][1][0]] == [False, False, True, False, False]
+    assert not any(cell.best for cell in made.groups[0][1][0])
 
 
 def test_a_head_that_knows_nothing_has_nothing_to_keep(tmp_path):
@@ -296,6 +298,14 @@ def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(InputError, match='Not a CSV file'):
         page.write_report(tmp_path, out)
     assert not out.exists()
+
+
+def test_the_wheel_carries_templates_and_styles(tmp_path):
+    root = Path(page.__file__).parents[2]
+    command = [sys.executable, 'setup.py', '-q', 'build', '--build-base', tmp_path]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    built = {p.name for p in (tmp_path / 'lib' / 'fmhar' / 'paper').iterdir()}
+    assert {'page.html', 'page.css', 'table.html', 'table.css'} <= built
 
 
 # -- in a browser --------------------------------------------------------------------------------

@@ -231,4 +231,6 @@ def test_confusions_are_shares_of_the_true_classes():
     p.logits[0] = np.eye(12)[3]  # one answer to everything
     shares = plots.confusion_table(p, 'lstm', 'ceiling')
     assert (shares[CLASSES[3]] == 100).all() and shares.to_numpy().sum() == 1200
-    assert 'most frequent answer: action 3, 100 %' in texts(plots.figure_confusion(p, 'lstm', 'ceiling'))
+    assert 'most frequent answer: action 3, 100 %' in texts(
+        plots.figure_confusion(p, 'lstm', 'ceiling')
+    )

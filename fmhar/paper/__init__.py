@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = face(
         'figures': 'figure4 figure5',
         'outputs': '',
         'page': 'write_report',
+        'pages': '',
     },
 )

@@ -22,6 +22,7 @@ from fmhar.paper import figures
 from fmhar.paper.drawing import Figure, save_figure
 from fmhar.paper.results import (
     FEW_SEGMENTS,
+    adapted_table,
     flat,
     footnotes,
     heads_of,
@@ -64,10 +65,15 @@ def write_tables(result: Result, out: Path) -> str:  # the text for a terminal
         'table3.md': '\n'.join([table.to_markdown(), '', *(f'- {n}' for n in notes), '']),
         'rows.csv': result.rows.to_csv(index=False),
     }
+    after = adapted_table(result.rows, attrs['trained_view'])
+    if after is not None:
+        files['adapted.csv'] = after.rows.to_csv(index=False)
+        files['table3.md'] += f'\n{after.to_markdown()}\n'
     for name, content in files.items():
         with whole_file(out / name) as tmp:
             tmp.write_text(content)
-    return '\n'.join([table.to_text(), '', *notes])
+    extra = ['', after.title, after.to_text()] if after is not None else []
+    return '\n'.join([table.to_text(), *extra, '', *notes])
 
 # %% ../../nbs/12_paper/09_outputs.ipynb #c5e7ef44
 FIGURE3 = 'max_pooling', 'self_attention_cls_avg', 'self_attention_all_avg'

@@ -36,13 +36,18 @@ def heads_of(probes: Sequence[str]) -> dict[str, list[str]]:
 SHARE = 'most_frequent'  # share of clips that get the answer which a head gives most often
 METRICS = 'balanced_accuracy', 'top1', 'top5', 'within_pair', SHARE
 
+# %% ../../nbs/12_paper/03_results.ipynb #d7a42f17
+def unadapted(rows: pd.DataFrame) -> pd.DataFrame:
+    "Rows of the paper's protocol"
+    return rows[rows.adaptation.fillna('none') == 'none'] if 'adaptation' in rows else rows
+
 # %% ../../nbs/12_paper/03_results.ipynb #4d75facf
 def mean_over_seeds(
     rows: pd.DataFrame,  # of `score`: one backbone and dataset
     split: str = 'test',
 ) -> pd.DataFrame:  # one row = head x view; other columns as in the first seed
     "Rows of a split with the seeds of a head averaged; a diverged one makes NaN"
-    rows = rows[rows.split == split]
+    rows = unadapted(rows[rows.split == split])
     if rows.duplicated(['probe', 'view']).any():
         what = 'Several rows for one cell of the table'
         raise InputError(what, do='keep the rows of one backbone and dataset')
@@ -137,7 +142,7 @@ def _certainties(predictions, cells, heads, trained_view, split) -> dict[str, pd
     tested = ('balanced_accuracy', 'top1', 'top5')
     sure = {m: certainty(predictions, trained_view, m, split) for m in tested}
     for name, (metric, view) in cells.items():
-        if metric in sure:
+        if metric in sure and view in sure[metric].index.get_level_values('view'):
             of_view = sure[metric].xs(view, level='view').reindex(heads)
             out['marked'][name] = (of_view.marked == True).to_numpy()  # noqa: E712 (NaN is no)
             if name.endswith('/Mean Acc.'):
@@ -154,6 +159,25 @@ def flat(table: Layout) -> pd.DataFrame:
     for name in table.low if table.low is not None else ():
         out[f'{name} low'], out[f'{name} high'] = table.low[name], table.high[name]
     return out
+
+# %% ../../nbs/12_paper/03_results.ipynb #fa44b85b
+def adapted_table(rows: pd.DataFrame, trained_view: str, split: str = 'test') -> Layout | None:
+    "Balanced accuracy after each adaptation (percent), or None where there was none"
+    if 'adaptation' not in rows or (rows.adaptation.fillna('none') == 'none').all():
+        return None
+    plain = mean_over_seeds(rows, split).set_index(['probe', 'view']).balanced_accuracy * 100
+    lines = []
+    for name, found in rows[rows.adaptation.fillna('none') != 'none'].groupby(
+        'adaptation', sort=False
+    ):
+        values = mean_over_seeds(found.assign(adaptation='none'), split)
+        wide = 100 * values.pivot(index='probe', columns='view', values='balanced_accuracy')
+        for head in in_order(wide.index):
+            line = {'Group': f'Adapted: {name}', 'Temporal Fusion': printed(head)}
+            line['Trained View'] = wide.loc[head].get(trained_view, np.nan)
+            line['Cross View/adapted'] = wide.loc[head].get('novel', np.nan)
+            lines.append(line | {'Cross View/as trained': plain.get((head, 'novel'), np.nan)})
+    return Layout(pd.DataFrame(lines), 'After adaptation to new cameras', (), 1)
 
 # %% ../../nbs/12_paper/03_results.ipynb #a4348e34
 RENDERED = (
@@ -181,7 +205,7 @@ def run_notes(
     split: str = 'test',
 ) -> list[str]:
     "Weights, metric, counts, warnings, diverged probes and broken videos"
-    rows = rows[rows.split == split]
+    rows = unadapted(rows[rows.split == split])
     diverged = rows[rows.balanced_accuracy.isna()].probe.unique()
     views = rows[(rows.probe == rows.probe.iloc[0]) & (rows.view != 'novel')]
     n_novel, n_classes = (views.view != trained_view).sum(), views.n_classes.iloc[0]
