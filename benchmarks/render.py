@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fmhar.synthetic.cameras import VIEWS
-from fmhar.synthetic.film import encode
+from fmhar.synthetic.film import encode, h264
 from fmhar.synthetic.scripts import SyntheticConfig, script
 from fmhar.synthetic.studio import Studio, motion_of, picture_size, pose_table
 
@@ -45,7 +45,7 @@ class Film:
             c = self.config
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / 'film.mp4'
-                encode(path, frames(), self.size, c.fps * self.view.rate, c.crf, c.preset)
+                encode(path, frames(), self.size, c.fps * self.view.rate, h264(c))
         else:
             for _ in frames():
                 pass

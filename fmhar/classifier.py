@@ -19,52 +19,69 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fmhar.contracts import ArrayDataset
 from fmhar.errors import InputError, unknown
 from fmhar.fusion.base import FUSIONS
-from fmhar.probe import ProbeBank, ProbeSpec
+from fmhar.probe import ProbeBank, ProbeSpec, load_bank, save_bank
 from fmhar.trainer.loop import fit
 from fmhar.trainer.recipe import Recipe
 
-# %% ../nbs/06_trainer/08_classifier.ipynb #37e829a9
-class FittedFusion(ClassifierMixin, BaseEstimator):
-    "What a classifier answers once it has `classes_` and a `bank_` of one probe"
-
-    def predict(self, X):
-        "The most likely class of each clip"
-        best = self._logits(X).argmax(1)
-        return self.classes_[best]
-
-    def predict_proba(self, X):
-        "Probabilities of the classes, (clips, classes)"
-        return softmax(self._logits(X), axis=1)
-
-    def decision_function(self, X):
-        "Logits, (clips, classes); of two classes the difference, (clips,)"
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    @torch.inference_mode()
-    def _logits(self, X):
-        check_is_fitted(self)
-        shape = clip_shape(X, self.fusion)
-        X = validate_data(self, flat(X), reset=False, dtype=np.float32)
-        data = ArrayDataset(X.reshape(len(X), *shape), torch.empty(0))
-        batches = torch.arange(len(data)).split(64)
-        return torch.cat([self.bank_(data.batch(i.numpy()))[0] for i in batches]).numpy()
-
 # %% ../nbs/06_trainer/08_classifier.ipynb #1d2826f1
-class FusionClassifier(FittedFusion):
-    "A fusion head and a linear layer on the features of clips"
+class FusionClassifier(ClassifierMixin, BaseEstimator):
+    """A fusion head and a linear layer on the features of clips
+
+    Parameters
+    ----------
+    fusion : str
+        A key of `FUSIONS`.
+    options : dict, optional
+        Of the head, e.g. `dict(hidden=256)`.
+    lr, weight_decay : float
+        Of AdamW.
+    epochs, batch_size : int
+        Of `Recipe`.
+    label_smoothing : float
+        Share of the target that is spread over all classes.
+    balance : {None, 'loss', 'sampling'}
+        Classes weigh the same in the loss, or are drawn equally often.
+    precision : {'fp32', 'bf16', 'auto'}
+        Of the training.
+    device : str
+        'auto', 'cpu', 'cuda', ...; the fitted classifier is on the CPU.
+    random_state : int, RandomState or None
+        Of the weights and the order of clips.
+
+    Attributes
+    ----------
+    classes_ : ndarray (C,)
+        Labels in the order of the logits.
+    bank_ : ProbeBank
+        Of one probe.
+    history_ : History
+        Losses of the training.
+    n_features_in_ : int
+        Numbers of a clip.
+
+    Raises
+    ------
+    InputError
+        For an unknown head, clips of the wrong axes, one class only, or a training that diverged.
+
+    Examples
+    --------
+    >>> clf = FusionClassifier('tcn', epochs=30).fit(X, y)  # X (clips, frames, features)
+    >>> clf.predict_proba(X).shape  # (clips, classes)
+    (40, 2)
+    """
 
     def __init__(
         self,
-        fusion='max_pooling_relu',  # a key of `FUSIONS`
+        fusion='max_pooling_relu',
         *,
-        options=None,  # of the head, a dict
+        options=None,
         lr=1e-3,
         weight_decay=0.02,
         epochs=60,
         batch_size=32,
         label_smoothing=0.0,
-        balance=None,  # None, 'loss' or 'sampling'
+        balance=None,
         precision='fp32',
         device='auto',
         random_state=0,
@@ -75,7 +92,19 @@ class FusionClassifier(FittedFusion):
         self.random_state = random_state
 
     def fit(self, X, y):
-        "Train the head on clips `X` with labels `y`"
+        """Train the head on clips
+
+        Parameters
+        ----------
+        X : array (clips, T, D), (clips, T, N, D), or (clips, D) for clips of one frame
+        y : array (clips,)
+            Labels, words or numbers.
+
+        Returns
+        -------
+        FusionClassifier
+            Itself, fitted.
+        """
         shape = clip_shape(X, self.fusion)
         X, y = validate_data(self, flat(X), y, dtype=np.float32)
         X = X.reshape(len(X), *shape)
@@ -90,15 +119,62 @@ class FusionClassifier(FittedFusion):
         self.bank_ = ProbeBank([spec], X.shape[-1], len(self.classes_))
         data = ArrayDataset(X, torch.from_numpy(labels))
         self.history_ = fit(self.bank_, data, recipe=recipe, device=self.device, progress=False)
+        if self.history_.stopped:
+            raise InputError('The training diverged', found=f'lr={self.lr}', do='take a smaller lr')
         self.bank_.cpu()
         return self
+
+    def predict(self, X):
+        "The most likely class of each clip: (clips,)"
+        best = self._logits(X).argmax(1)
+        return self.classes_[best]
+
+    def predict_proba(self, X):
+        "Probabilities of the classes: (clips, classes)"
+        return softmax(self._logits(X), axis=1)
+
+    def decision_function(self, X):
+        "Logits, (clips, classes); of two classes the difference, (clips,)"
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def save(self, folder: str | Path):
+        "Write the fitted classifier as safetensors and JSON"
+        check_is_fitted(self)
+        notes = dict(parameters=self.get_params(), n_features_in_=self.n_features_in_)
+        save_bank(self.bank_, folder, classes=self.classes_.tolist(), **notes)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> 'FusionClassifier':
+        "Read a classifier back, or a bank of one probe that was saved with its classes"
+        bank, about = load_bank(folder)
+        if len(bank.probes) != 1:
+            names = ', '.join(spec.name for spec in bank.specs)
+            raise InputError('A bank of several probes', found=names, do='save bank.keep([name])')
+        spec, notes = bank.specs[0], about['notes']
+        own = dict(fusion=spec.fusion, options=dict(spec.options), lr=spec.lr)
+        classifier = cls(**notes.get('parameters', own))
+        classifier.bank_ = bank
+        classifier.classes_ = np.array(about['classes'] or range(bank.n_classes))
+        if 'n_features_in_' in notes:
+            classifier.n_features_in_ = notes['n_features_in_']
+        return classifier
+
+    @torch.inference_mode()
+    def _logits(self, X):
+        check_is_fitted(self)
+        shape = clip_shape(X, self.fusion)
+        X = validate_data(self, flat(X), reset=False, dtype=np.float32)
+        data = ArrayDataset(X.reshape(len(X), *shape), torch.empty(0))
+        batches = torch.arange(len(data)).split(64)
+        return torch.cat([self.bank_(data.batch(i.numpy()))[0] for i in batches]).numpy()
 
 # %% ../nbs/06_trainer/08_classifier.ipynb #25ca8d3b
 def flat(X):
     "More than two axes as two: (clips, everything else)"
     return np.reshape(X, (len(X), -1)) if getattr(X, 'ndim', 2) > 2 else X
 
-
+# %% ../nbs/06_trainer/08_classifier.ipynb #d81f0912
 def clip_shape(X, fusion: str) -> tuple:  # (T, D) or (T, N, D); (1, -1) for one frame
     "Axes of one clip; `InputError` if this head cannot read them"
     if fusion not in FUSIONS:
@@ -108,28 +184,3 @@ def clip_shape(X, fusion: str) -> tuple:  # (T, D) or (T, N, D); (1, -1) for one
     if ndim > 4 or every and ndim < 4:
         raise InputError(f'{fusion} reads {axes}', found=f'{ndim} axes')
     return X.shape[1:] if ndim > 2 else (1, -1)
-
-# %% ../nbs/06_trainer/08_classifier.ipynb #2fbce393
-def save_classifier(classifier: FusionClassifier, folder: str | Path):
-    "Write a fitted classifier as safetensors and JSON"
-    check_is_fitted(classifier)
-    notes = dict(parameters=classifier.get_params(), n_features_in_=classifier.n_features_in_)
-    classifier.bank_.save(folder, classes=classifier.classes_.tolist(), **notes)
-
-
-def load_classifier(folder: str | Path) -> FusionClassifier:
-    "Read a classifier, or a bank of one probe, back"
-    bank, said = ProbeBank.load(folder)
-    if len(bank.probes) != 1:
-        names = ', '.join(spec.name for spec in bank.specs)
-        raise InputError('A bank of several probes', found=names, do='save bank.keep([name])')
-    spec, notes = bank.specs[0], said['notes']
-    own = dict(fusion=spec.fusion, options=dict(spec.options), lr=spec.lr)
-    classifier = FusionClassifier(**notes.get('parameters', own))
-    classifier.bank_, classifier.classes_ = bank, np.array(said['classes'] or range(bank.n_classes))
-    if 'n_features_in_' in notes:
-        classifier.n_features_in_ = notes['n_features_in_']
-    return classifier
-
-
-FusionClassifier.save, FusionClassifier.load = save_classifier, staticmethod(load_classifier)

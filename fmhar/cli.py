@@ -65,7 +65,9 @@ Weights = Annotated[str | None, option("'random' asks for random ones", ENCODER)
 Size = Annotated[int | None, option('input side, px', ENCODER)]
 Pool = Annotated[int, option('2: mean of 2x2 patch tokens', ENCODER)]
 Clips = Annotated[int, option('of a val or test segment', CLIPS)]
-TrainClips = Annotated[int, option('frozen random clips of a train segment', CLIPS)]
+TrainClips = Annotated[int, option('frozen ones of a train segment; with --augment none', CLIPS)]
+Augment = Annotated[str, option("of train clips: 'views=6 area=0.3,1', online, none", CLIPS)]
+Stride = Annotated[float | None, option('s between frames; over the segment', CLIPS)]
 Crops = Annotated[int, option('3: along the long side, of val and test clips', CLIPS)]
 Decoder = Annotated[str, option('pyav or torchcodec', RUN)]
 Identity = Annotated[str, option("what a video is known by: 'state' or 'content'", RUN)]
@@ -176,6 +178,8 @@ def run(
     n_clips: Clips = 3,
     n_train_clips: TrainClips = 1,
     crops: Crops = 1,
+    augment: Augment = 'views=8',
+    stride: Stride = None,
     fusion: Annotated[
         list[str] | None,
         option("repeat; all 13 by default; 'lstm hidden=512' sets options", HEADS),
@@ -206,6 +210,7 @@ def run(
         fusions=tuple(fusion or TABLE_3), recipe=Recipe(epochs=epochs, precision=precision),
         n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, decoder=decoder,
         identity=identity, seeds=read_seeds(seeds), adaptation=tuple(adapt or ()),
+        augmentation=augment, stride=stride,
     )  # fmt: skip
     run_and_write(exp, out, workers=workers, device=device, progress=not quiet)
 
@@ -290,6 +295,8 @@ def extract(
     n_clips: Clips = 3,
     n_train_clips: TrainClips = 1,
     crops: Crops = 1,
+    augment: Augment = 'views=8',
+    stride: Stride = None,
     seed: Annotated[int, option('of train clips', CLIPS)] = 0,
     out: Annotated[Path, option('the store', RUN)] = Path('results/features'),
     plan: Annotated[bool, option('sizes and hours only', RUN, '--plan')] = False,
@@ -310,9 +317,13 @@ def extract(
         backbone, weights=weights, size=size, layers=tuple(layer) if layer else None, seed=seed,
         device=device,
     )  # fmt: skip
-    choice = dict(n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, seed=seed)
-    choice |= dict(tokens=tokens, token_pool=token_pool, token_dtype=token_dtype)
-    choice |= dict(decoder=decoder, identity=identity, workers=workers)
+    exp = Experiment(
+        root=str(root), n_clips=n_clips, n_train_clips=n_train_clips, n_crops=crops, stride=stride,
+        augmentation=augment, seed=seed, token_pool=token_pool, token_dtype=token_dtype,
+        decoder=decoder, identity=identity,
+    )  # fmt: skip
+    choice = dict(clips=exp.clips, tokens=exp.tokens if tokens else None)
+    choice |= dict(reading=exp.reading(workers))
     (print_plan if plan else extract_and_print)(segments, encoder, out, choice, quiet)
 
 # %% ../nbs/14_commands/03_cli.ipynb #2f118ae8
@@ -341,7 +352,7 @@ def datasets():
     "List the layouts of datasets, and the options of their readers."
     import inspect
 
-    from fmhar.experiments import READERS
+    from fmhar.datasets import READERS
 
     for name, read in READERS.items():
         what = (inspect.getdoc(read) or '').split('\n')[0]

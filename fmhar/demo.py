@@ -28,7 +28,7 @@ class Scale:
     size: int  # px, input side of the encoder
     token_pool: int  # 2: mean of 2 x 2 patch tokens
     n_clips: int  # clips a test segment
-    n_train_clips: int  # random clips stored for a training segment
+    views: int  # of a training segment: fresh frames and a random crop each, one an epoch
     epochs: int
     seeds: tuple = (0, 1, 2)  # every head is trained from each, side by side
     embeddings: tuple = ('t-SNE', 'UMAP')  # UMAP compiles for a quarter of a minute
@@ -51,7 +51,7 @@ def experiment(
         backbone='dinov2-small-imgfocus',
         size=scale.size,
         n_clips=scale.n_clips,
-        n_train_clips=scale.n_train_clips,
+        augmentation=f'views={scale.views}',
         token_pool=scale.token_pool,
         seeds=scale.seeds,
         recipe=Recipe(epochs=scale.epochs, precision='auto'),
@@ -84,7 +84,7 @@ def describe(scale: str) -> str:
         f'fmhar demo ({scale}): {s.data.subjects} persons x {s.data.chunks_per_subject} actions x '
         f'6 cameras, rendered at {w}x{h} px',
         f'  encoder: dinov2-small-imgfocus at {s.size} px (paper: ViT-B/14 at 224 px), {tokens}',
-        f'  clips: 16 frames, {s.n_train_clips} random to train, {s.n_clips} to test; '
+        f'  clips: 16 frames, {s.views} augmented views to train, {s.n_clips} to test; '
         f'{s.epochs} epochs, batch 32, AdamW 1e-3, {seeds}',
         f'  {RENDERED}',
     ]

@@ -39,7 +39,7 @@ def whole_file(
     finally:
         tmp.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_ground/02_files.ipynb #ba6e1d45
 def sync_folder(path: Path):  # the folder whose entries must survive a power cut
     "Flush a folder's entries to the disk, where the system allows that"
     if os.name == 'posix':
@@ -51,24 +51,24 @@ def sync_folder(path: Path):  # the folder whose entries must survive a power cu
 
 # %% ../nbs/00_ground/02_files.ipynb #961993d1
 DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
+DISK_WORDS = 'written', 'unexpected pos', 'PytorchStreamWriter failed'  # numpy's and PyTorch's
 
-
+# %% ../nbs/00_ground/02_files.ipynb #d370718d
 def disk_error(
-    error: Exception,  # what the writing library said
+    error: Exception,  # what the writing library raised
     path: Path,  # the file that was to be written
 ) -> Exception:  # an `InputError` for a full or read-only disk, else the error itself
     "Turn 'no space left' and its like into a message that says what to do"
     free = shutil.disk_usage(path.parent).free
     number = getattr(error, 'errno', None)
-    full = free < 2**20 or isinstance(error, OSError) and 'written' in str(error)
-    if number not in DISK_ERRORS and not full:
+    refused = isinstance(error, OSError | RuntimeError) and any(w in str(error) for w in DISK_WORDS)
+    if number not in DISK_ERRORS and free >= 2**20 and not refused:
         return error
+    what = os.strerror(number) if number in DISK_ERRORS else 'no space left, or a quota is used up'
+    do = 'free some space or choose another folder, then run the same command again: '
+    do += 'what was finished is kept'
     return InputError(
-        f'Cannot write: {os.strerror(number if number in DISK_ERRORS else errno.ENOSPC)}',
-        where=path,
-        found=f'{free / 2**20:.0f} MB free',
-        do='free some space or choose another folder, then run the same command again: '
-        'what was finished is kept',
+        f'Cannot write: {what}', where=path, found=f'{free / 2**20:.0f} MB free', do=do
     )
 
 # %% ../nbs/00_ground/02_files.ipynb #278ef3ef
@@ -80,20 +80,25 @@ def write_json(
     with whole_file(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, default=_plain) + '\n')
 
-
+# %% ../nbs/00_ground/02_files.ipynb #0726b3e2
 def read_json(
     path: str | Path,
 ) -> object:
     "Read JSON; a missing or broken file raises `InputError` with the place in the file"
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise InputError('File not found', where=path) from None
     except json.JSONDecodeError as e:
         raise InputError('Not a JSON file', where=f'{path}, line {e.lineno}', found=e.msg) from None
+    except UnicodeDecodeError as e:
+        raise InputError('Not a JSON file', where=path, expected='UTF-8', found=e.reason) from None
+    except OSError as e:
+        raise InputError('Cannot read this file', where=path, found=e.strerror) from None
 
-
+# %% ../nbs/00_ground/02_files.ipynb #e8e01852
 def _plain(obj):
+    "What JSON has instead of an object"
     if dataclasses.is_dataclass(obj):
         return dataclasses.asdict(obj)
     if isinstance(obj, Path):
@@ -110,7 +115,7 @@ def content_hash(
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
-
+# %% ../nbs/00_ground/02_files.ipynb #267d9542
 def fingerprint(
     obj: object,  # anything `write_json` can write
     n: int = 12,  # hex digits kept

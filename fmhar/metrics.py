@@ -19,24 +19,56 @@ from sklearn.metrics import confusion_matrix, recall_score
 from fmhar.errors import unknown
 
 # %% ../nbs/00_ground/05_metrics.ipynb #e04d9d27
-def per_class_accuracy(
-    y_true: np.ndarray,  # (n,) class indices
-    y_pred: np.ndarray,  # (n,) class indices
-    n_classes: int,  # C
-) -> np.ndarray:  # (C,) recall of each class, NaN where the reference has none
-    "Share of each class's clips that were recognised"
+def per_class_accuracy(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndarray:
+    """Share of each class's clips that were recognised
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    y_pred : ndarray (n,)
+        Predicted class index of each clip.
+    n_classes : int
+        Number of classes C.
+
+    Returns
+    -------
+    ndarray (C,)
+        Recall of each class, 0..1; NaN where the reference has none.
+
+    Examples
+    --------
+    >>> per_class_accuracy(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [0.5, 1.0]
+    """
     if len(y_true) == 0:
         return np.full(n_classes, np.nan)
     labels = np.arange(n_classes)
     return recall_score(y_true, y_pred, labels=labels, average=None, zero_division=np.nan)
 
 # %% ../nbs/00_ground/05_metrics.ipynb #31dcc1cd
-def balanced_accuracy(
-    y_true: np.ndarray,  # (n,) class indices
-    y_pred: np.ndarray,  # (n,) class indices
-    n_classes: int,  # C
-) -> float:  # NaN when there is nothing to score
-    "Mean per-class accuracy over the classes that occur in `y_true`"
+def balanced_accuracy(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> float:
+    """Mean per-class accuracy over the classes that occur in `y_true` (Sec. 3.5)
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    y_pred : ndarray (n,)
+        Predicted class index of each clip.
+    n_classes : int
+        Number of classes C.
+
+    Returns
+    -------
+    float
+        0..1; NaN when there is nothing to score.
+
+    Examples
+    --------
+    >>> balanced_accuracy(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
+    0.75
+    """
     per_class = per_class_accuracy(y_true, y_pred, n_classes)
     present = per_class[~np.isnan(per_class)]
     return float(present.mean()) if len(present) else float('nan')
@@ -49,23 +81,55 @@ def n_classes_present(
     return len(np.unique(y_true))
 
 # %% ../nbs/00_ground/05_metrics.ipynb #6dbf952e
-def confusion(
-    y_true: np.ndarray,  # (n,) class indices
-    y_pred: np.ndarray,  # (n,) class indices
-    n_classes: int,  # C
-) -> np.ndarray:  # (C, C) counts: row = truth, column = prediction
-    "How often each class was taken for each"
+def confusion(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndarray:
+    """How often each class was taken for each
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    y_pred : ndarray (n,)
+        Predicted class index of each clip.
+    n_classes : int
+        Number of classes C.
+
+    Returns
+    -------
+    ndarray (C, C)
+        Counts: row = truth, column = prediction.
+
+    Examples
+    --------
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
     if len(y_true) == 0:
         return np.zeros((n_classes, n_classes), int)
     return confusion_matrix(y_true, y_pred, labels=np.arange(n_classes))
 
 # %% ../nbs/00_ground/05_metrics.ipynb #a68eb09d
-def top_k_accuracy(
-    y_true: np.ndarray,  # (n,) class indices
-    scores: np.ndarray,  # (n, C)
-    k: int,  # 1 or 5 in the paper
-) -> float:  # NaN when there is nothing to score
-    "Share of clips whose class is among the k best scores; ties are shared"
+def top_k_accuracy(y_true: np.ndarray, scores: np.ndarray, k: int) -> float:
+    """Share of clips whose class is among the k best scores; ties are shared
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    scores : ndarray (n, C)
+        The largest means "most likely".
+    k : int
+        Places that count; the paper has 1 and 5.
+
+    Returns
+    -------
+    float
+        0..1; NaN when there is nothing to score.
+
+    Examples
+    --------
+    >>> top_k_accuracy(np.array([0, 1]), np.array([[2, 1, 0], [2, 1, 0]]), 1)
+    0.5
+    """
     return float(top_k_hits(y_true, scores, k).mean()) if len(y_true) else float('nan')
 
 # %% ../nbs/00_ground/05_metrics.ipynb #5328d6de
@@ -80,20 +144,53 @@ def top_k_hits(
     return np.clip((k - above) / tied, 0, 1)
 
 # %% ../nbs/00_ground/05_metrics.ipynb #eb00cde7
-def chance(
-    n_classes: int,  # C
-    k: int = 1,
-) -> float:
-    "What guessing scores: 1/C in balanced accuracy and top-1, k/C in top-k"
+def chance(n_classes: int, k: int = 1) -> float:
+    """What guessing scores: 1/C in balanced accuracy and top-1, k/C in top-k
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes C.
+    k : int
+        Places that count; the paper has 1 and 5.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Examples
+    --------
+    >>> chance(4), chance(4, k=2), chance(4, k=5)
+    (0.25, 0.5, 1.0)
+    """
     return min(k / n_classes, 1.0)
 
 # %% ../nbs/00_ground/05_metrics.ipynb #5a82bb85
 def within_pair_accuracy(
-    y_true: np.ndarray,  # (n,) class indices
-    scores: np.ndarray,  # (n, C)
-    pairs: list[tuple[int, int]],  # class indices
-) -> float:  # mean over the pairs, 0.5 = chance; NaN when no pair can be scored
-    "Balanced accuracy of deciding between the two classes of a pair; ties count half"
+    y_true: np.ndarray, scores: np.ndarray, pairs: list[tuple[int, int]]
+) -> float:
+    """Balanced accuracy of deciding between the two classes of a pair; ties count half
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    scores : ndarray (n, C)
+        The largest means "most likely".
+    pairs : list of (int, int)
+        Class indices of each pair, as `symmetric_pairs` finds them by name.
+
+    Returns
+    -------
+    float
+        Mean over the pairs, 0.5 = chance; NaN when no pair can be scored.
+
+    Examples
+    --------
+    >>> within_pair_accuracy(np.array([0, 1]), np.array([[2, 1, 9], [2, 1, 9]]), [(0, 1)])
+    0.5
+    """
     values = []
     for pair in pairs:
         first, second = (np.flatnonzero(y_true == c) for c in pair)
@@ -105,13 +202,36 @@ def within_pair_accuracy(
 
 # %% ../nbs/00_ground/05_metrics.ipynb #cfed1ad0
 def halves(
-    labels: Sequence[str],  # (n,) class of each segment
-    splits: Sequence[str],  # (n,) its split
-    classes: Sequence[str],  # C, in index order
-    *,
-    basis: str = 'train',  # the split that is counted, or 'all'
-) -> pd.DataFrame:  # class, n, half: 'common' or 'rare'; the most frequent first
-    "The classes by how often they occur, cut in two (Sec. 4.4)"
+    labels: Sequence[str], splits: Sequence[str], classes: Sequence[str], *, basis: str = 'train'
+) -> pd.DataFrame:
+    """The classes by how often they occur, cut in two (Sec. 4.4)
+
+    Parameters
+    ----------
+    labels : sequence of str (n,)
+        Class of each segment.
+    splits : sequence of str (n,)
+        Its split.
+    classes : sequence of str (C,)
+        Classes in index order.
+    basis : str
+        The split that is counted, or 'all'.
+
+    Returns
+    -------
+    DataFrame
+        Columns `class`, `n`, `half` ('common' or 'rare'); the most frequent first.
+
+    Raises
+    ------
+    InputError
+        For a basis or a class that does not exist.
+
+    Examples
+    --------
+    >>> halves(['a', 'a', 'b'], ['train'] * 3, ['a', 'b']).half.tolist()
+    ['common', 'rare']
+    """
     labels, splits = pd.Series(list(labels)), np.array(list(splits))
     known = ['all', *pd.unique(splits)]
     if basis not in known:
@@ -129,29 +249,75 @@ def halves(
     return pd.DataFrame({'class': n.index, 'n': n.to_numpy(), 'half': half})
 
 # %% ../nbs/00_ground/05_metrics.ipynb #9fc3465f
-def negative_log_likelihood(
-    y_true: np.ndarray,  # (n,) class indices
-    logits: np.ndarray,  # (n, C)
-) -> float:  # nats per clip
-    "Mean of minus the log-probability of the true class"
+def negative_log_likelihood(y_true: np.ndarray, logits: np.ndarray) -> float:
+    """Mean of minus the log-probability of the true class
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    logits : ndarray (n, C)
+        Scores before the softmax.
+
+    Returns
+    -------
+    float
+        Nats a clip.
+
+    Examples
+    --------
+    >>> round(negative_log_likelihood(np.array([0]), np.zeros((1, 2))), 4)  # log 2
+    0.6931
+    """
     return float(-log_softmax(logits, 1)[np.arange(len(y_true)), y_true].mean())
 
+# %% ../nbs/00_ground/05_metrics.ipynb #cae19a9f
+def brier(y_true: np.ndarray, logits: np.ndarray) -> float:
+    """Squared distance of the probabilities from the truth, summed over the classes
 
-def brier(
-    y_true: np.ndarray,  # (n,) class indices
-    logits: np.ndarray,  # (n, C)
-) -> float:  # 0..2
-    "Squared distance of the probabilities from the truth, summed over the classes"
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    logits : ndarray (n, C)
+        Scores before the softmax.
+
+    Returns
+    -------
+    float
+        0..2.
+
+    Examples
+    --------
+    >>> brier(np.array([0]), np.zeros((1, 2)))
+    0.5
+    """
     truth = np.eye(logits.shape[1])[y_true]
     return float(((softmax(logits, 1) - truth) ** 2).sum(1).mean())
 
 # %% ../nbs/00_ground/05_metrics.ipynb #214148bd
-def calibration_error(
-    y_true: np.ndarray,  # (n,) class indices
-    logits: np.ndarray,  # (n, C)
-    n_bins: int = 15,  # of about n / 15 clips each
-) -> float:  # 0..1
-    "Expected calibration error (ECE) with bins of equal mass"
+def calibration_error(y_true: np.ndarray, logits: np.ndarray, n_bins: int = 15) -> float:
+    """Expected calibration error (ECE) with bins of equal mass
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    logits : ndarray (n, C)
+        Scores before the softmax.
+    n_bins : int
+        Bins, of about n / n_bins clips each.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Examples
+    --------
+    >>> calibration_error(np.array([0, 1]), np.zeros((2, 2)))
+    0.0
+    """
     confidence = softmax(logits, 1).max(1)
     right = logits.argmax(1) == y_true
     place = (rankdata(confidence, 'min').astype(int) - 1) * n_bins // len(confidence)
@@ -159,11 +325,26 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(confidence))
 
 # %% ../nbs/00_ground/05_metrics.ipynb #4e66acf4
-def fit_temperature(
-    y_true: np.ndarray,  # (n,) class indices of held-out clips
-    logits: np.ndarray,  # (n, C)
-) -> float:  # 1/20..20; above 1: the logits were too sure
-    "The temperature with the smallest negative log-likelihood (Guo et al. 2017)"
+def fit_temperature(y_true: np.ndarray, logits: np.ndarray) -> float:
+    """The temperature with the smallest negative log-likelihood (Guo et al. 2017)
+
+    Parameters
+    ----------
+    y_true : ndarray (n,)
+        Class index of each clip.
+    logits : ndarray (n, C)
+        Scores before the softmax.
+
+    Returns
+    -------
+    float
+        1/20..20; above 1: the logits were too sure.
+
+    Examples
+    --------
+    >>> fit_temperature(np.array([0, 0, 1]), np.log([[0.8, 0.2]] * 3)) > 1
+    True
+    """
 
     def loss(log_temperature):
         return negative_log_likelihood(y_true, logits / np.exp(log_temperature))

@@ -21,22 +21,57 @@ from torch import nn
 from fmhar.contracts import Features
 from fmhar.errors import InputError, unknown
 from fmhar.files import content_hash, read_json, whole_file, write_json
-from fmhar.fusion.base import check_head, make_fusion, standardise
+from fmhar.fusion.base import Fusion, check_head, fuse_group, make_fusion, standardise
 from fmhar.fusion.thirteen import TABLE_3
-from fmhar.fusion.together import stacked
+from fmhar.fusion.together import Together, stacked
 
 # %% ../nbs/06_trainer/01_probe.ipynb #c1c930e5
 @dataclass(frozen=True)
 class ProbeSpec:
-    "What is trained: a fusion head, how it learns, and from which random start"
+    """What is trained: a fusion head, how it learns, and from which random start
 
-    fusion: str  # a key of `FUSIONS`
-    lr: float = 1e-3  # Sec. 3.5
-    weight_decay: float = 0.02  # Sec. 3.5
-    seed: int = 0  # of the initial weights
-    options: tuple = ()  # of the head, (key, value) pairs; a dict is welcome
-    layer: tuple = (0, 1)  # (k, n): reads layer k, from 0, of the n that the features hold
-    labels: str = 'label'  # column of the clips' table that it learns
+    Parameters
+    ----------
+    fusion : str
+        A key of `FUSIONS`, e.g. `'tcn'`.
+    lr : float
+        Largest learning rate of AdamW (Sec. 3.5).
+    weight_decay : float
+        Of AdamW (Sec. 3.5).
+    seed : int
+        Of the initial weights.
+    options : dict or tuple of (key, value)
+        Keyword arguments of the head, e.g. `dict(hidden=256)`; kept as a sorted tuple.
+    layer : (int, int)
+        (k, n): reads layer k, from 0, of the n layers that the features hold side by side.
+    labels : str
+        Column of the clips' table that it learns; `'label'` is the action.
+
+    Attributes
+    ----------
+    name : str
+        The head's key, then what differs from the defaults: the row of a table.
+    head : str
+        The part of the name that is not a setting of the training.
+
+    Raises
+    ------
+    InputError
+        For a layer that does not exist. An unknown head is found when a `Probe` is made.
+
+    Examples
+    --------
+    >>> ProbeSpec('lstm', lr=3e-4, options=dict(hidden=32)).name
+    'lstm lr=0.0003 hidden=32'
+    """
+
+    fusion: str
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    seed: int = 0
+    options: tuple = ()
+    layer: tuple = (0, 1)
+    labels: str = 'label'
 
     def __post_init__(self):
         object.__setattr__(self, 'layer', tuple(self.layer))
@@ -49,14 +84,14 @@ class ProbeSpec:
     @property
     def name(self) -> str:
         "The head's key, then what differs from the defaults"
-        said = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[1:4]]
-        said = [(key, value) for key, value, default in said if value != default]
-        said = [f'{k}={v:g}' for k, v in said] + [f'{k}={v}' for k, v in self.options]
+        settings = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[1:4]]
+        parts = [f'{key}={value:g}' for key, value, default in settings if value != default]
+        parts += [f'{key}={value}' for key, value in self.options]
         if self.layer[1] > 1:
-            said.append(f'layer={self.layer[0]}/{self.layer[1]}')
+            parts.append(f'layer={self.layer[0]}/{self.layer[1]}')
         if self.labels != 'label':
-            said.append(f'labels={self.labels}')
-        return ' '.join([self.fusion, *said])
+            parts.append(f'labels={self.labels}')
+        return ' '.join([self.fusion, *parts])
 
     @property
     def head(self) -> str:
@@ -68,15 +103,15 @@ HEAD = 'options', 'layer', 'labels'  # what makes another head, rather than anot
 
 # %% ../nbs/06_trainer/01_probe.ipynb #97f1e28c
 def read_head(
-    text: str,  # as `ProbeSpec.head` says it: 'lstm', 'attentive_pooler depth=4'
+    text: str,  # as `ProbeSpec.head` writes it: 'lstm', 'attentive_pooler depth=4'
 ) -> ProbeSpec:
     "A head with its options; an unknown head or option raises `InputError` with the known ones"
-    fusion, *said = re.split(r'\s+(?=\w+=)', text.strip())
-    pairs = [tuple(option.split('=', 1)) for option in said]
+    fusion, *options = re.split(r'\s+(?=\w+=)', text.strip())
+    pairs = [tuple(option.split('=', 1)) for option in options]
     check_head(fusion, dict(pairs))
     return ProbeSpec(fusion, options=[(k, value_of(v)) for k, v in pairs])
 
-
+# %% ../nbs/06_trainer/01_probe.ipynb #1b5280e0
 def value_of(text: str):
     "A number, a tuple, None, or else the word itself"
     try:
@@ -86,41 +121,89 @@ def value_of(text: str):
 
 # %% ../nbs/06_trainer/01_probe.ipynb #056913e6
 def sweep(
-    fusions: Sequence[str] = TABLE_3,  # keys of `FUSIONS`
+    fusions: str | Sequence[str] = TABLE_3,
     *,
-    lr: Sequence[float] = (1e-3,),
-    weight_decay: Sequence[float] = (0.02,),
-    seed: Sequence[int] = (0,),
-    layers: int = 1,  # of the features, as `load_backbone(layers=...)` gives them: each alone
-    labels: Sequence[str] = ('label',),  # columns of the clips' table
+    lr: float | Sequence[float] = (1e-3,),
+    weight_decay: float | Sequence[float] = (0.02,),
+    seed: int | Sequence[int] = (0,),
+    layers: int = 1,
+    labels: str | Sequence[str] = ('label',),
 ) -> list[ProbeSpec]:
-    "Every combination of heads, learning rates, weight decays, seeds, layers and label sets"
+    """Every combination of heads, learning rates, weight decays, seeds, layers and label sets
+
+    Parameters
+    ----------
+    fusions : str or sequence of str
+        Keys of `FUSIONS`; the thirteen of Table 3 by default.
+    lr, weight_decay : float or sequence of float
+        Of AdamW.
+    seed : int or sequence of int
+        Of the initial weights, e.g. `range(3)`: all seeds train in one pass.
+    layers : int
+        How many layers the features hold, as `load_backbone(layers=...)` gives them; each
+        probe reads one.
+    labels : str or sequence of str
+        Columns of the clips' table.
+
+    Returns
+    -------
+    list of ProbeSpec
+        With different names, heads outermost.
+
+    Examples
+    --------
+    >>> [spec.name for spec in sweep(['lstm', 'tcn'], seed=range(2))]
+    ['lstm', 'lstm seed=1', 'tcn', 'tcn seed=1']
+    """
     axes = fusions, lr, weight_decay, seed, [()], [(k, layers) for k in range(layers)], labels
+    axes = [[axis] if isinstance(axis, str | int | float) else axis for axis in axes]
     return [ProbeSpec(*values) for values in itertools.product(*axes)]
 
 # %% ../nbs/06_trainer/01_probe.ipynb #831cb19e
 class Probe(nn.Module):
-    "Fusion head and linear layer"
+    """A fusion head and a linear layer
 
-    def __init__(
-        self,
-        spec: ProbeSpec,
-        dim: int,  # D
-        n_classes: int,  # C
-    ):
+    Parameters
+    ----------
+    spec : ProbeSpec
+        Which head, with which options and seed.
+    dim : int
+        D of the features; of several layers side by side, all of them.
+    n_classes : int
+        C.
+
+    Attributes
+    ----------
+    fusion : Fusion
+        Features -> (B, D').
+    linear : torch.nn.Linear
+        (B, D') -> logits (B, C).
+
+    Raises
+    ------
+    InputError
+        For an unknown head or option, or features that do not divide into layers.
+
+    Examples
+    --------
+    >>> probe = Probe(ProbeSpec('max_pooling'), dim=64, n_classes=3)
+    >>> probe(Features(torch.randn(2, 16, 64))).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, spec: ProbeSpec, dim: int, n_classes: int):
         super().__init__()
         self.spec = spec
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)  # of the CPU, where weights are made
             self.fusion = make_fusion(spec.fusion, width(dim, spec), **dict(spec.options))
             self.linear = nn.Linear(self.fusion.out_dim, n_classes)
-        learned = isinstance(self.fusion.time, nn.Parameter)  # a time code of its own
-        self.kind = spec.fusion, spec.options, spec.layer, learned and spec
+        prepares = isinstance(self.fusion.time, nn.Parameter)  # a time code of its own
+        prepares |= type(self.fusion).prepare is not Fusion.prepare
+        self.kind = spec.fusion, spec.options, spec.layer, prepares and spec
 
-    def forward(
-        self,
-        features: Features,
-    ) -> torch.Tensor:  # logits (B, C)
+    def forward(self, features: Features) -> torch.Tensor:
+        "Logits (B, C) of B clips"
         return ProbeBank.of([self])(features)[0]
 
 # %% ../nbs/06_trainer/01_probe.ipynb #2d6034d1
@@ -133,14 +216,43 @@ def width(dim: int, spec: ProbeSpec) -> int:
 
 # %% ../nbs/06_trainer/01_probe.ipynb #c20f0492
 class ProbeBank(nn.Module):
-    "Many probes on one batch"
+    """Many probes on one batch
 
-    def __init__(
-        self,
-        specs: Sequence[ProbeSpec],  # with different names
-        dim: int,  # D
-        n_classes: int | dict[str, int],  # C; of several label sets: of each
-    ):
+    Parameters
+    ----------
+    specs : sequence of ProbeSpec
+        With different names.
+    dim : int
+        D of the features.
+    n_classes : int or dict of str to int
+        C; of several label sets, C of each column.
+
+    Attributes
+    ----------
+    probes : torch.nn.ModuleList of Probe
+        In the order of `specs`; P of them.
+    specs : list of ProbeSpec
+    label_sets : dict of str to int
+        Column of the clips' table -> its classes.
+    n_classes : int
+        C, of the largest label set.
+    needs_tokens : bool
+        Does any head read all tokens?
+
+    Raises
+    ------
+    InputError
+        For two probes of one name, an unknown head, option or label set; called on features
+        without tokens, if a head reads tokens.
+
+    Examples
+    --------
+    >>> bank = ProbeBank(sweep(['lstm', 'tcn'], seed=range(2)), dim=64, n_classes=3)
+    >>> bank(Features(torch.randn(5, 16, 64))).shape  # (P, B, C)
+    torch.Size([4, 5, 3])
+    """
+
+    def __init__(self, specs: Sequence[ProbeSpec], dim: int, n_classes: int | dict[str, int]):
         super().__init__()
         count = n_classes if isinstance(n_classes, dict) else {'label': n_classes}
         for spec in specs:
@@ -152,20 +264,38 @@ class ProbeBank(nn.Module):
             twice = ', '.join(sorted({n for n in names if names.count(n) > 1}))
             raise InputError('Two probes of one name', found=twice, do='give them different seeds')
 
+    @staticmethod
+    def of(probes: Sequence[Probe]) -> 'ProbeBank':
+        "A bank of probes that exist already: the same probes, not copies"
+        bank = ProbeBank([], 1, 1)
+        bank.probes = nn.ModuleList(probes)
+        return bank
+
+    def keep(self, names: Sequence[str]) -> 'ProbeBank':
+        "The part of the bank with these names, in the bank's order; it shares the probes"
+        known = [spec.name for spec in self.specs]
+        for name in names:
+            if name not in known:
+                raise unknown('probe', name, known)
+        return ProbeBank.of([p for p in self.probes if p.spec.name in names])
+
     @property
     def specs(self) -> list[ProbeSpec]:
         return [probe.spec for probe in self.probes]
 
     @property
-    def dim(self) -> int:  # D
+    def dim(self) -> int:
+        "D"
         return self.probes[0].fusion.dim * self.probes[0].spec.layer[1]
 
     @property
-    def label_sets(self) -> dict[str, int]:  # column of the clips' table -> its classes
+    def label_sets(self) -> dict[str, int]:
+        "Column of the clips' table -> its classes"
         return {probe.spec.labels: probe.linear.out_features for probe in self.probes}
 
     @property
-    def n_classes(self) -> int:  # C, of the largest label set
+    def n_classes(self) -> int:
+        "C, of the largest label set"
         return max(self.label_sets.values())
 
     @property
@@ -173,51 +303,61 @@ class ProbeBank(nn.Module):
         "Does any head read all tokens?"
         return any(probe.fusion.tokens == 'all' for probe in self.probes)
 
-    @staticmethod
-    def of(
-        probes: Sequence[Probe],
-    ) -> 'ProbeBank':  # the same probes, not copies
-        "A bank of probes that exist already"
-        bank = ProbeBank([], 1, 1)
-        bank.probes = nn.ModuleList(probes)
-        return bank
+    def forward(self, features: Features) -> torch.Tensor:
+        "Logits (P, B, C) of every probe for B clips, in any precision"
+        logits, order, widest = [], [], self.n_classes
+        for group, vectors in self.fuse_groups(features):
+            for rows in same_labels(group):
+                part = vectors if len(rows) == len(group) else [vectors[i] for i in rows]
+                z = classify([group[i].linear for i in rows], part)
+                empty = widest - z.shape[2]
+                logits.append(F.pad(z, (0, empty), value=NEVER) if empty else z)
+                order += [group[i] for i in rows]
+        if order == list(self.probes):
+            return torch.cat(logits)
+        place = {probe: i for i, probe in enumerate(order)}
+        rows = torch.cat(logits).unbind()
+        return torch.stack([rows[place[probe]] for probe in self.probes])
 
-    def keep(
-        self,
-        names: Sequence[str],  # names of specs
-    ) -> 'ProbeBank':  # shares the probes
-        "The part of the bank with these names, in the bank's order"
-        known = [spec.name for spec in self.specs]
-        for name in names:
-            if name not in known:
-                raise unknown('probe', name, known)
-        return ProbeBank.of([p for p in self.probes if p.spec.name in names])
+    def fuse(self, features: Features) -> dict[Probe, torch.Tensor]:
+        "The clips' vector (B, D') of every probe: what its linear layer reads"
+        pairs = (zip(group, vectors) for group, vectors in self.fuse_groups(features))
+        return dict(itertools.chain.from_iterable(pairs))
+
+    def fuse_groups(
+        self, features: Features
+    ) -> Iterator[tuple[list[Probe], Sequence[torch.Tensor]]]:
+        "Probes of one kind, and (B, D') of each, kind by kind"
+        self.check_tokens(features)
+        z = {}
+        for group in groups(self.probes):
+            heads, layer = [probe.fusion for probe in group], group[0].spec.layer
+            x, key = one_layer(features, heads[0].tokens, layer), (heads[0].tokens, layer)
+            if heads[0].norm and key not in z:
+                z[key] = standardise(x)
+            yield group, fuse_group(heads, heads[0].prepare(x, z.get(key)))
+
+    def check_tokens(self, features: Features):
+        "Raise `InputError` if a head reads tokens and the features have none"
+        if self.needs_tokens and features.tokens is None:
+            names = [p.spec.name for p in self.probes if p.fusion.tokens == 'all']
+            do = 'extract them with tokens=True, or leave these heads out'
+            raise InputError('The features hold no tokens', where=', '.join(names), do=do)
+
+    def lay_out(self) -> list[Together]:
+        "Lay what its groups stack side by side in memory; `Together.part` undoes that"
+        stacks = []
+        for group in groups(self.probes):
+            heads, labels = [probe.fusion for probe in group], same_labels(group)
+            names = set(heads[0].side_by_side) & {n for n, _ in heads[0].named_parameters()}
+            stacks += [[head.get_parameter(name) for head in heads] for name in sorted(names)]
+            stacks += [[group[i].linear.weight for i in rows] for rows in labels]
+        return [Together(rows) for rows in stacks if len(rows) > 1]
+
+# %% ../nbs/06_trainer/01_probe.ipynb #2a245908
+NEVER = -1e9  # logit of a class that a probe's label set does not have
 
 # %% ../nbs/06_trainer/01_probe.ipynb #155acbf8
-def fuse(
-    self: ProbeBank,
-    features: Features,  # of B clips, in any precision
-) -> dict[Probe, torch.Tensor]:  # probe -> (B, D'), what its linear layer sees
-    "The clips' vector of every probe"
-    pairs = (zip(group, vectors) for group, vectors in fuse_groups(self, features))
-    return dict(itertools.chain.from_iterable(pairs))
-
-
-def fuse_groups(
-    bank: ProbeBank,
-    features: Features,  # of B clips
-) -> Iterator[tuple[list[Probe], Sequence[torch.Tensor]]]:  # probes of one kind; (B, D') of each
-    "What heads of one kind make of the clips, kind by kind"
-    check_tokens(bank, features)
-    z = {}
-    for group in groups(bank.probes):
-        heads, layer = [probe.fusion for probe in group], group[0].spec.layer
-        x, key = one_layer(features, heads[0].tokens, layer), (heads[0].tokens, layer)
-        if heads[0].norm and key not in z:
-            z[key] = standardise(x)
-        yield group, heads[0].fuse_many(heads, heads[0].prepare(x, z.get(key)))
-
-# %% ../nbs/06_trainer/01_probe.ipynb #bb03fb3e
 def one_layer(
     features: Features,
     tokens: str,  # 'cls' or 'all'
@@ -227,33 +367,7 @@ def one_layer(
     x, (k, n) = features.cls if tokens == 'cls' else features.tokens, layer
     return x if n == 1 else x.unflatten(-1, (n, -1))[..., k, :]
 
-
-def forward(
-    self: ProbeBank,
-    features: Features,  # of B clips, in any precision
-) -> torch.Tensor:  # (P, B, C)
-    "Logits of every probe"
-    logits, order, widest = [], [], self.n_classes
-    for group, vectors in fuse_groups(self, features):
-        for rows in same_labels(group):
-            part = vectors if len(rows) == len(group) else [vectors[i] for i in rows]
-            z = classify([group[i].linear for i in rows], part)
-            empty = widest - z.shape[2]
-            logits.append(F.pad(z, (0, empty), value=NEVER) if empty else z)
-            order += [group[i] for i in rows]
-    if order == list(self.probes):
-        return torch.cat(logits)
-    place = {probe: i for i, probe in enumerate(order)}
-    index = torch.tensor([place[probe] for probe in self.probes], device=logits[0].device)
-    return torch.cat(logits).index_select(0, index)
-
-
-NEVER = -1e9  # logit of a class that a probe's label set does not have
-
-
-ProbeBank.fuse, ProbeBank.forward = fuse, forward
-
-# %% ../nbs/06_trainer/01_probe.ipynb #f5fef856
+# %% ../nbs/06_trainer/01_probe.ipynb #bb03fb3e
 def groups(probes: Sequence[Probe]) -> list[list[Probe]]:
     "Probes that read the same features with heads of one kind"
     groups = {}
@@ -261,21 +375,13 @@ def groups(probes: Sequence[Probe]) -> list[list[Probe]]:
         groups.setdefault(probe.kind, []).append(probe)
     return list(groups.values())
 
-
+# %% ../nbs/06_trainer/01_probe.ipynb #f5fef856
 def same_labels(group: Sequence[Probe]) -> list[list[int]]:
     "Positions of the probes that learn the same labels"
     rows = {}
     for i, probe in enumerate(group):
         rows.setdefault(probe.spec.labels, []).append(i)
     return list(rows.values())
-
-
-def check_tokens(bank: ProbeBank, features: Features):
-    "Raise `InputError` if a head reads tokens and the features have none"
-    if bank.needs_tokens and features.tokens is None:
-        names = [p.spec.name for p in bank.probes if p.fusion.tokens == 'all']
-        do = 'extract them with tokens=True, or leave these heads out'
-        raise InputError('The features hold no tokens', where=', '.join(names), do=do)
 
 # %% ../nbs/06_trainer/01_probe.ipynb #9ccf3dcf
 def classify(
@@ -294,40 +400,73 @@ def classify(
         return z.unflatten(1, bias.shape).transpose(0, 1)
 
 # %% ../nbs/06_trainer/01_probe.ipynb #63042844
-def save_bank(
-    bank: ProbeBank,
-    folder: str | Path,
-    *,
-    classes: Sequence[str] = None,  # names of the C classes, in order
-    **notes,  # kept beside, such as the backbone's `weights`; what JSON can hold
-):
-    "Write a bank as safetensors and JSON"
+def save_bank(bank: ProbeBank, folder: str | Path, *, classes: Sequence[str] = None, **notes):
+    """Write a bank as safetensors and JSON
+
+    Parameters
+    ----------
+    bank : ProbeBank
+    folder : str or Path
+        Made if it is not there; gets `probes.safetensors` and `probes.json`.
+    classes : sequence of str, optional
+        Names of the C classes, in order.
+    **notes
+        What JSON can hold, kept beside it, such as the backbone's `weights`.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or read-only.
+
+    Examples
+    --------
+    >>> save_bank(bank, 'bank', classes=['open', 'close', 'eat'], backbone='dinov2')
+    """
     folder = Path(folder)
     with whole_file(folder / 'probes.safetensors') as tmp:
         save_file({k: v.contiguous() for k, v in bank.state_dict().items()}, tmp)
     sha256 = content_hash(folder / 'probes.safetensors')
-    said = dict(specs=bank.specs, dim=bank.dim, n_classes=bank.label_sets, classes=classes)
-    write_json(folder / 'probes.json', dict(said, notes=notes, sha256=sha256))
+    about = dict(specs=bank.specs, dim=bank.dim, n_classes=bank.label_sets, classes=classes)
+    write_json(folder / 'probes.json', dict(about, notes=notes, sha256=sha256))
 
+# %% ../nbs/06_trainer/01_probe.ipynb #bbdad75c
+def load_bank(folder: str | Path) -> tuple[ProbeBank, dict]:
+    """Read a bank back
 
-def load_bank(
-    folder: str | Path,  # what `save_bank` wrote
-) -> tuple[ProbeBank, dict]:  # the bank, in eval mode; and all that `probes.json` says
-    "Read a bank back; files that do not fit together raise `InputError`"
+    Parameters
+    ----------
+    folder : str or Path
+        What `save_bank` wrote.
+
+    Returns
+    -------
+    bank : ProbeBank
+        On the CPU, in eval mode.
+    about : dict
+        All that `probes.json` holds: specs, dim, n_classes, classes, notes, sha256.
+
+    Raises
+    ------
+    InputError
+        For a folder that is missing, damaged, or whose two files do not fit together.
+
+    Examples
+    --------
+    >>> bank, about = load_bank('bank')
+    >>> about['classes']
+    ['open', 'close', 'eat']
+    """
     folder = Path(folder)
-    said = read_json(folder / 'probes.json')
+    about = read_json(folder / 'probes.json')
     weights = folder / 'probes.safetensors'
-    if not weights.is_file() or content_hash(weights) != said.get('sha256'):
+    if not weights.is_file() or content_hash(weights) != about.get('sha256'):
         do = 'save the bank again'
         raise InputError('Weights are missing or not those of probes.json', where=folder, do=do)
     try:
-        specs = [ProbeSpec(**spec) for spec in said['specs']]
-        bank = ProbeBank(specs, said['dim'], said['n_classes'])
+        specs = [ProbeSpec(**spec) for spec in about['specs']]
+        bank = ProbeBank(specs, about['dim'], about['n_classes'])
         bank.load_state_dict(load_file(weights))
     except (KeyError, TypeError, RuntimeError) as e:
         found = f'{type(e).__name__}: {e}'
         raise InputError('Not a saved bank', where=folder, found=found) from None
-    return bank.eval(), said
-
-
-ProbeBank.save, ProbeBank.load = save_bank, staticmethod(load_bank)
+    return bank.eval(), about

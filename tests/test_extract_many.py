@@ -20,6 +20,7 @@ from fmhar.backbones.load import load_backbone
 from fmhar.errors import InputError
 from fmhar.features.claims import Claims, cut_parts
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Job
 from fmhar.features.store import FeatureStore
 
@@ -31,6 +32,8 @@ def data(tmp_path_factory):
     return root
 
 
+FROZEN = Clips(augmentation=None)
+
 DRIVER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -38,30 +41,31 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from tiny_set import content, read_tiny_set
-from fmhar import features
+from fmhar.features import claims, extraction, pipeline
 from fmhar.backbones.load import load_backbone
 from fmhar.features.store import FeatureStore, read_shard, shard_files
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading
 
 root, rng = Path(sys.argv[1]), random.Random(0)
 backbone = load_backbone(root / 'encoder', n_frames=4)
-features.PART_CLIPS, features.SHARD_BYTES, features.PAUSE = 6, 8_000, 0.05
-encode = features.encode_batch
+claims.PART_CLIPS, claims.SHARD_BYTES, extraction.PAUSE = 6, 8_000, 0.05
+encode = pipeline.encode_batch
 
 def slowly(*args):  # so that they meet, and a kill hits somebody at work
     time.sleep(0.02)
     return encode(*args)
 
 def run(path, workers=0):
-    return extract(read_tiny_set(root), backbone, FeatureStore(path), tokens=True, batch_size=8,
-                   workers=workers, progress=False)
+    return extract(read_tiny_set(root), backbone, FeatureStore(path), tokens=True, progress=False,
+                   clips=Clips(augmentation=None), reading=Reading(workers=workers, batch_size=8))
 
 def start(path, i, workers):
     pid = os.fork()
     if pid:
         return pid
     try:
-        features.encode_batch = slowly
+        pipeline.encode_batch = slowly
         got = run(path, workers)
         failed = got.failed[['view', 'position', 'n_clips']].values.tolist()
         (path.parent / f'{path.name}.{i}.json').write_text(json.dumps([got.counts, failed]))
@@ -143,7 +147,8 @@ def test_the_next_run_finishes_when_all_are_killed(outcome, data):
     assert last['codes'] == [-9, -9] and not last['same'] and last['left']
     store, backbone = FeatureStore(data / 'last'), load_backbone(data / 'encoder', n_frames=4)
     before = len(content(store))
-    got = extract(read_tiny_set(data), backbone, store, tokens=True, workers=0, progress=False)
+    how = dict(clips=FROZEN, reading=Reading(workers=0), progress=False)
+    got = extract(read_tiny_set(data), backbone, store, tokens=True, **how)
     assert 0 < got.counts['stored'] == before < got.counts['clips']
     assert content(store) == content(FeatureStore(data / 'one'))
 
@@ -171,7 +176,7 @@ def test_accelerate_launch(data, outcome, tmp_path):
         data / 'encoder',
         '--tokens',
     ]
-    command += ['--everything', '--out', tmp_path / 'store']
+    command += ['--augment', 'none', '--everything', '--out', tmp_path / 'store']
     env = ENV | dict(GLOO_SOCKET_IFNAME='lo')
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -184,17 +189,19 @@ def test_accelerate_launch(data, outcome, tmp_path):
 
 def tiny(data, path, **options):
     backbone = load_backbone(data / 'encoder', n_frames=4)
-    options = dict(tokens=True, workers=0, progress=False) | options
-    return extract(read_tiny_set(data), backbone, FeatureStore(path), **options)
+    how = dict(clips=Clips(augmentation=None), reading=Reading(**dict(workers=0) | options))
+    return extract(
+        read_tiny_set(data), backbone, FeatureStore(path), tokens=True, progress=False, **how
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(features, 'PART_CLIPS', 6)
-    monkeypatch.setattr(features, 'PAUSE', 0.05)
+    monkeypatch.setattr('fmhar.features.claims.PART_CLIPS', 6)
+    monkeypatch.setattr('fmhar.features.extraction.PAUSE', 0.05)
     backbone = load_backbone(data / 'encoder', n_frames=4)
     _, _, jobs = features.plan_jobs(
-        read_tiny_set(data), backbone, FeatureStore(tmp_path), (1, 'float16')
+        read_tiny_set(data), backbone, FeatureStore(tmp_path), Tokens(), FROZEN, Reading()
     )
     (tmp_path / '.claims').mkdir()
     lock = FileLock(tmp_path / '.claims' / f'{jobs[2].claim}.lock')
@@ -216,13 +223,13 @@ def test_waits_for_what_another_holds_and_does_the_rest(data, tmp_path, monkeypa
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_error_lets_go_of_all_claims(data, tmp_path, monkeypatch, workers):
     "Else a second call in the same process would wait for the first for ever"
-    monkeypatch.setattr(features, 'PART_CLIPS', 6)
+    monkeypatch.setattr('fmhar.features.claims.PART_CLIPS', 6)
 
     def stop(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(features, 'encode_batch', stop)
+        m.setattr('fmhar.features.pipeline.encode_batch', stop)
         tiny(data, tmp_path, workers=workers)
     locks = list((tmp_path / '.claims').iterdir())
     assert locks
@@ -295,7 +302,7 @@ def test_parts_keep_segments_whole(spans, n_clips):
     rows = [(start, start + length) for start, length in spans for _ in range(n_clips)]
     clips = pd.DataFrame(rows, columns=['start', 'end'])
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(features, 'PART_CLIPS', 5)
+        m.setattr('fmhar.features.claims.PART_CLIPS', 5)
         parts = cut_parts(clips)
     ordered = clips.assign(part=parts).sort_values(['start', 'end'])
     assert ordered.part.is_monotonic_increasing and parts.min() == 0

@@ -25,6 +25,7 @@ from fmhar.errors import InputError
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import extract, plan
 from fmhar.features.keys import clip_keys
+from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.store import FeatureStore, list_shards, read_shard, remove_shards, verify_shards
 from fmhar.files import fingerprint
 
@@ -81,9 +82,14 @@ def image_backbone(data):
     return load_backbone(data[0] / 'image', n_frames=4)
 
 
-def run(segments, backbone, store, **kwargs):
-    options = dict(tokens=True, workers=0, progress=False) | kwargs
-    return extract(segments, backbone, store, **options)
+FROZEN = Clips(augmentation=None)
+
+
+def run(segments, backbone, store, *, clips=FROZEN, tokens=True, **how):
+    reading = Reading(**dict(workers=0) | how)
+    return extract(
+        segments, backbone, store, clips=clips, tokens=tokens, reading=reading, progress=False
+    )
 
 
 def bits(store, clips):
@@ -120,7 +126,7 @@ def test_nothing_is_computed_twice(data, backbone, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError('a frame was decoded again')
 
-    monkeypatch.setattr(features, 'sweep_crops', refuse)
+    monkeypatch.setattr('fmhar.features.pipeline.sweep_crops', refuse)
     again = run(data[1], backbone, FeatureStore(tmp_path))
     assert again.counts == dict(clips=len(first.clips), stored=len(first.clips), frames=0, failed=0)
     pd.testing.assert_frame_equal(again.clips, first.clips)
@@ -130,7 +136,7 @@ def test_cls_first_tokens_later(data, backbone, tmp_path):
     store = FeatureStore(tmp_path)
     cls = run(data[1], backbone, store, tokens=False)
     assert not store.has(cls.clips.key, 'tokens').any()
-    both = run(data[1], backbone, store, token_pool=2)
+    both = run(data[1], backbone, store, tokens=Tokens(2))
     assert list(both.clips.key) == list(cls.clips.key)
     assert store.has(both.clips.key, 'tokens2').all()
     assert not store.has(both.clips.key, 'tokens').any()
@@ -215,7 +221,7 @@ def test_an_error_of_ours_is_not_taken_for_a_broken_video(
     def fail(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(features, 'sweep_crops', fail)
+    monkeypatch.setattr('fmhar.features.pipeline.sweep_crops', fail)
     for workers in (0, 2):
         with pytest.raises(ZeroDivisionError):
             run(data[1], image_backbone, FeatureStore(tmp_path), workers=workers)
@@ -228,19 +234,21 @@ import os, random, signal, sys, time
 from pathlib import Path
 import pandas as pd, torch
 torch.set_num_threads(1)
-from fmhar import features
 from fmhar.backbones.load import load_backbone
 from fmhar.features.store import FeatureStore, read_shard, shard_files
 from fmhar.features.extraction import extract
+from fmhar.features import claims
+from fmhar.features.options import Clips, Reading
 
 folder, encoder, kind = sys.argv[1:]
 segments = pd.read_pickle(Path(folder) / 'segments.pkl')
 segments.attrs = dict(classes=['open', 'close'])
 backbone = load_backbone(encoder, n_frames=4)
-features.SHARD_BYTES = 0  # a shard a clip
+claims.SHARD_BYTES = 0  # a shard a clip
 
 def run(path):
-    return extract(segments, backbone, FeatureStore(path), tokens=True, workers=0, progress=False)
+    how = dict(clips=Clips(augmentation=None), reading=Reading(workers=0), progress=False)
+    return extract(segments, backbone, FeatureStore(path), tokens=True, **how)
 
 def fork():
     pid = os.fork()
@@ -313,7 +321,7 @@ def test_full_disk(data, image_backbone, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(path, array)
 
-    monkeypatch.setattr(features, 'SHARD_BYTES', 0)
+    monkeypatch.setattr('fmhar.features.claims.SHARD_BYTES', 0)
     with monkeypatch.context() as m, pytest.raises(InputError, match='No space left'):
         m.setattr(np, 'save', fill_up)
         run(data[1], image_backbone, FeatureStore(tmp_path / 'store'))
@@ -374,7 +382,7 @@ def test_readers_see_what_others_write(tmp_path):
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, 'OPEN_MAPS', 4)
+    monkeypatch.setattr('fmhar.features.store.OPEN_MAPS', 4)
     store = FeatureStore(tmp_path)
     for i in range(20):
         store.put([f'k{i}'], Features(torch.full((1, 2, 3), i)))
@@ -412,7 +420,9 @@ def test_token_pooling_is_a_mean_of_squares(grid, prefix):
 
 def test_dataset(data, image_backbone, tmp_path):
     store = FeatureStore(tmp_path)
-    clips = run(data[1], image_backbone, store, n_train_clips=2, token_pool=2).clips
+    clips = run(
+        data[1], image_backbone, store, clips=Clips(train=2, augmentation=None), tokens=Tokens(2)
+    ).clips
     test = FeatureDataset(store, clips[clips.split == 'test'], tokens=True)
     assert len(test) == 27 and (test.dim, test.n_frames) == (16, 4)
     assert test.segments.tolist() == [i // 3 for i in range(27)]
@@ -457,7 +467,7 @@ def test_int8_of_zeros_and_tiny_values():
 def test_int8_tokens_through_the_store(data, image_backbone, tmp_path):
     store = FeatureStore(tmp_path)
     run(data[1], image_backbone, store)
-    got = run(data[1], image_backbone, store, token_dtype='int8')
+    got = run(data[1], image_backbone, store, tokens=Tokens(dtype='int8'))
     assert got.counts['stored'] == 0  # another kind of tokens
     exact, rough = store.tokens(got.clips.key), store.tokens(got.clips.key, dtype='int8')
     assert rough.dtype == np.float32 and rough.shape == exact.shape
@@ -465,21 +475,22 @@ def test_int8_tokens_through_the_store(data, image_backbone, tmp_path):
     batch = FeatureDataset(store, got.clips, tokens=True).batch([2, 0])
     np.testing.assert_array_equal(batch.tokens, rough[[2, 0]])
     with pytest.raises(InputError, match='Unknown type of stored tokens'):
-        run(data[1], image_backbone, store, token_dtype='int4')
+        run(data[1], image_backbone, store, tokens=Tokens(dtype='int4'))
 
 
-@pytest.mark.parametrize('options', [dict(), dict(token_pool=2), dict(token_dtype='int8')])
+@pytest.mark.parametrize('options', [Tokens(), Tokens(2), Tokens(dtype='int8')])
 def test_plan_tells_what_is_written(data, backbone, tmp_path, options):
     store = FeatureStore(tmp_path)
-    ahead = plan(data[1], backbone, store, tokens=True, **options)
-    got = run(data[1], backbone, store, **options)
+    how = dict(clips=FROZEN, tokens=options)
+    ahead = plan(data[1], backbone, store, **how)
+    got = run(data[1], backbone, store, **how)
     assert (ahead.clips, ahead.stored) == (len(got.clips), 0)
     assert ahead.frames == got.counts['frames']
     heads = 128 * len(list(tmp_path.glob('*.npy')))  # the .npy header
     assert ahead.bytes == list_shards(tmp_path)['bytes'].sum() - heads
     assert ahead.hours > 0 and ahead.decode_rate > 0 and ahead.encode_rate > 0
     assert 'frames/s' in str(ahead)
-    again = plan(data[1], backbone, store, tokens=True, **options)
+    again = plan(data[1], backbone, store, **how)
     assert (again.stored, again.frames, again.bytes, again.hours) == (len(got.clips), 0, 0, 0)
 
 
@@ -493,7 +504,7 @@ def test_a_disk_that_is_too_small_is_refused_first(data, image_backbone, tmp_pat
 
 
 def test_housekeeping(data, image_backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, 'SHARD_BYTES', 20_000)
+    monkeypatch.setattr('fmhar.features.claims.SHARD_BYTES', 20_000)
     store = FeatureStore(tmp_path)
     clips = run(data[1], image_backbone, store).clips
     shards = list_shards(tmp_path)
@@ -522,9 +533,12 @@ def test_housekeeping(data, image_backbone, tmp_path, monkeypatch):
 
 def test_clips_can_be_read_without_a_store(data, backbone, tmp_path):
     store = FeatureStore(tmp_path)
-    _, _, jobs = features.plan_jobs(data[1], backbone, store, None, seed=0)
+    _, _, jobs = features.plan_jobs(data[1], backbone, store, None, FROZEN, Reading())
     streamed = {
-        item[0]: item[1:] for item in features.encode_clips(jobs, backbone, tokens=True, workers=2)
+        item[0]: item[1:]
+        for item in features.encode_clips(
+            jobs, backbone, tokens=Tokens(), reading=Reading(workers=2)
+        )
     }
     clips = run(data[1], backbone, store).clips
     assert set(streamed) == set(clips.key) and len(clips) == len(streamed)
@@ -540,7 +554,7 @@ def test_three_crops_equal_the_plain_way(data, backbone, tmp_path):
     "Each square is what one gets by resizing the short side and cutting by hand"
     store = FeatureStore(tmp_path)
     plain = run(data[1], backbone, store)
-    got = run(data[1], backbone, store, n_crops=3)
+    got = run(data[1], backbone, store, clips=Clips(crops=3, augmentation=None))
     train = got.clips[got.clips.split == 'train']
     assert set(train.crop) == {'centre'} and set(train.key) < set(plain.clips.key)
     test = got.clips[got.clips.split != 'train']
@@ -571,7 +585,9 @@ def test_three_crops_cost_one_decoding_and_one_resizing(
 
     monkeypatch.setattr(video._Resizer, 'resized', count)
     segments = data[1][(data[1].view == 'front') & (data[1].split == 'test')]
-    got = run(segments, image_backbone, FeatureStore(tmp_path), n_crops=3)
+    got = run(
+        segments, image_backbone, FeatureStore(tmp_path), clips=Clips(crops=3, augmentation=None)
+    )
     frames = {f for clip in got.clips.frames for f in clip}
     assert len(resized) == len(set(resized)) == len(frames)
     assert got.counts['frames'] == 3 * len(frames)
@@ -580,7 +596,13 @@ def test_three_crops_cost_one_decoding_and_one_resizing(
 def test_logits_of_clips_and_crops_are_averaged(data, image_backbone, tmp_path):
     from fmhar.evaluation.predictions import Predictions
 
-    got = run(data[1], image_backbone, FeatureStore(tmp_path), n_crops=3, tokens=False)
+    got = run(
+        data[1],
+        image_backbone,
+        FeatureStore(tmp_path),
+        clips=Clips(crops=3, augmentation=None),
+        tokens=False,
+    )
     clips = got.clips[got.clips.split == 'test'].reset_index(drop=True)
     dataset = FeatureDataset(FeatureStore(tmp_path), clips)
     assert len(dataset) == 9 * 3 * 3 and dataset.segments.bincount().tolist() == [9] * 9
@@ -599,7 +621,7 @@ def test_keys_of_plain_clips_are_as_they_always_were(data, image_backbone):
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)]
     known = fingerprint([fingerprint([str(file), state], 20), (0, 3, 5, 9), encoder], 20)
     keys = [known] + [clip_keys(clips.assign(crop=c), image_backbone)[0] for c in clips_.CROPS]
-    keys.append(clip_keys(clips, image_backbone, decoder='torchcodec')[0])
+    keys.append(clip_keys(clips, image_backbone, Reading('torchcodec'))[0])
     assert clip_keys(clips, image_backbone) == [known]
     assert clip_keys(clips.assign(crop='centre'), image_backbone) == [known]
     assert len(set(keys)) == 5
@@ -615,7 +637,9 @@ def test_another_decoder_fills_other_keys(data, image_backbone, tmp_path, monkey
     monkeypatch.setitem(video.DECODERS, 'other', other)
     store = FeatureStore(tmp_path)
     ours = run(data[1], image_backbone, store)
-    ahead = plan(data[1], image_backbone, store, tokens=True, decoder='other')
+    ahead = plan(
+        data[1], image_backbone, store, clips=FROZEN, tokens=True, reading=Reading('other')
+    )
     theirs = run(data[1], image_backbone, store, decoder='other')
     assert ahead.stored == theirs.counts['stored'] == 0 and set(asked) == set(data[1].path)
     assert bits(store, ours.clips) == bits(store, theirs.clips)
@@ -632,7 +656,7 @@ def test_content_knows_a_video_wherever_it_lies(data, image_backbone, tmp_path, 
 
     segments, store = data[1].copy(), FeatureStore(tmp_path / 'store')
     first = run(segments, image_backbone, store, identity='content')
-    monkeypatch.setattr(features, 'content_hash', count)
+    monkeypatch.setattr('fmhar.features.keys.content_hash', count)
     again = run(segments, image_backbone, store, identity='content')
     assert read == [] and list(again.clips.key) == list(first.clips.key)  # read once
     for path in segments.path.unique():

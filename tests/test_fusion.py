@@ -7,13 +7,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fmhar.fusion
+import fmhar.fusion.attention
+import fmhar.fusion.base
+from fmhar.contracts import Features
 from fmhar.errors import InputError
 from fmhar.fusion.attention import PiecewiseAttention, Received
 from fmhar.fusion.base import FUSIONS, Fusion, make_fusion, register, standardise
 from fmhar.fusion.thirteen import cost
-from fmhar.fusion.together import side_by_side, stacked
+from fmhar.fusion.together import Together, stacked
+from fmhar.probe import ProbeBank, sweep
 
 TABLE_3 = [
     'average_pooling',
@@ -151,7 +156,7 @@ def test_shortcuts_have_the_gradients_of_the_plain_form(name, mlp):
 
 @pytest.mark.parametrize('piece', [1, 40, 10_000])
 def test_pieces_of_any_size_give_the_same(piece, monkeypatch):
-    monkeypatch.setitem(fmhar.fusion.PIECE, 'cpu', piece)
+    monkeypatch.setitem(fmhar.fusion.attention.PIECE, 'cpu', piece)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, n, 4, generator=g).double().requires_grad_() for n in (5, 7, 7))
     p = torch.softmax(q @ k.transpose(1, 2), -1)
@@ -171,7 +176,7 @@ def test_pieces_of_any_size_give_the_same(piece, monkeypatch):
 def test_long_clips_never_build_the_whole_matrix():
     "2048 tokens: 4.2 million scores a head; no piece is larger than `PIECE`"
     sizes = []
-    real = fmhar.fusion.scores
+    real = fmhar.fusion.attention.scores
 
     def spy(q, k):
         p = real(q, k)
@@ -181,9 +186,9 @@ def test_long_clips_never_build_the_whole_matrix():
     head = build('self_attention_all_avg', dim=8, dtype=torch.float32)
     x = clip(head, (1, 8, 256), 8, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fmhar.fusion, 'scores', spy)
+        m.setattr(fmhar.fusion.attention, 'scores', spy)
         head(x).sum().backward()
-    assert max(sizes) <= fmhar.fusion.PIECE['cpu'] < 2048**2
+    assert max(sizes) <= fmhar.fusion.attention.PIECE['cpu'] < 2048**2
     assert sum(sizes) == 2 * 2048**2  # forward, and again backward
 
 
@@ -320,14 +325,15 @@ def test_errors_say_what_to_do():
 
 
 def test_registering_again_replaces(monkeypatch):
-    monkeypatch.setattr(fmhar.fusion, 'FUSIONS', dict(FUSIONS))
+    monkeypatch.setattr(fmhar.fusion.base, 'FUSIONS', dict(FUSIONS))
 
     @register
     class MaxPooling(Fusion):
-        pass
+        def fuse(self, x):
+            return x.amax(1)
 
-    assert fmhar.fusion.FUSIONS['max_pooling'] is MaxPooling
-    assert list(fmhar.fusion.FUSIONS) == list(FUSIONS)
+    assert fmhar.fusion.base.FUSIONS['max_pooling'] is MaxPooling
+    assert list(fmhar.fusion.base.FUSIONS) == list(FUSIONS)
 
 
 def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
@@ -338,7 +344,7 @@ def test_large_tensors_are_standardised_clip_by_clip_to_the_same(monkeypatch):
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
                 whole = standardise(x)
                 with monkeypatch.context() as m:
-                    m.setattr(fmhar.fusion, 'LARGE', 1)
+                    m.setattr(fmhar.fusion.base, 'LARGE', 1)
                     parts = standardise(x)
             assert whole.dtype == parts.dtype and torch.equal(whole, parts)
 
@@ -351,7 +357,8 @@ def parameters(n=4, shape=(3, 2)):
 def test_stacked_is_stack_in_values_and_gradients():
     rows, plain = parameters(), parameters()
     x = torch.randn(4, 2, 5, dtype=torch.float64)
-    for _ in range(3):  # the first moves them, the others find them there
+    Together(rows)
+    for _ in range(3):
         ours, theirs = (stack @ x for stack in (stacked(rows), torch.stack(plain)))
         assert torch.equal(ours, theirs)
         for row, want in zip(
@@ -359,12 +366,12 @@ def test_stacked_is_stack_in_values_and_gradients():
             torch.autograd.grad(theirs.square().sum(), plain),
         ):
             assert torch.equal(row, want)
-    assert side_by_side(rows) and not side_by_side(plain)
     assert torch.autograd.gradcheck(lambda *rows: stacked(rows) @ x, rows)
 
 
 def test_stacked_follows_what_an_optimiser_does():
     rows, plain = parameters(), parameters()
+    Together(rows)
     for mine, stack in (rows, stacked), (plain, torch.stack):
         optimizer = torch.optim.AdamW([{'params': [p], 'lr': 10.0**-i} for i, p in enumerate(mine)])
         for _ in range(3):
@@ -376,28 +383,148 @@ def test_stacked_follows_what_an_optimiser_does():
 
 @pytest.mark.parametrize('take', [[0, 1, 3], [2, 1, 0, 3], [1], [0, 0, 1]])
 def test_stacked_of_some_or_in_another_order(take):
-    "Also after all of them were stacked, and where one comes twice"
+    "Also after all of them were laid out, and where one comes twice"
     rows, was = parameters(), parameters()
-    stacked(rows)
+    Together(rows)
     some = [rows[i] for i in take]
     for _ in range(2):
         assert torch.equal(stacked(some), torch.stack([was[i] for i in take]))
         assert torch.equal(stacked(rows), torch.stack(was))
 
 
-def test_stacked_moves_nothing_that_is_only_read():
+def test_stacked_moves_nothing():
+    "Whether a gradient is wanted or not"
     rows = parameters()
     places = [row.data_ptr() for row in rows]
+    assert torch.equal(stacked(rows), torch.stack(rows))
     with torch.no_grad():
         assert torch.equal(stacked(rows), torch.stack(rows))
     assert [row.data_ptr() for row in rows] == places
 
 
-def test_neighbours_in_other_memory_are_not_side_by_side():
-    "Views of two tensors, even if one began where the other ends"
-    whole = torch.zeros(4, 3)
-    assert side_by_side(list(whole))
-    assert not side_by_side([whole[0], whole[2]])
-    assert not side_by_side([whole[0], torch.zeros(3)])
-    assert not side_by_side([whole[1], whole[0]])
-    assert not side_by_side([w.T for w in torch.zeros(2, 3, 4)])
+def test_parted_rows_have_their_own_memory(tmp_path):
+    "A saved row is no larger than itself, and loading into rows that lie together reaches the block"
+    rows, was = parameters(shape=(64, 64)), parameters(shape=(64, 64))
+    block = Together(rows)
+    with torch.no_grad():
+        rows[1].copy_(was[0])
+    assert torch.equal(stacked(rows)[1], was[0])
+    block.part()
+    torch.save(rows[0].detach(), tmp_path / 'a.pt')
+    torch.save(was[0].detach().clone(), tmp_path / 'b.pt')
+    assert (tmp_path / 'a.pt').stat().st_size == (tmp_path / 'b.pt').stat().st_size
+    assert torch.equal(rows[0], was[0]) and not hasattr(rows[0], 'together')
+
+
+# --- heads of others
+
+
+def test_what_a_bank_cannot_train_is_not_registered():
+    class Plain(nn.Module):
+        pass
+
+    class NoFuse(Fusion):
+        pass
+
+    class OwnForward(FUSIONS['max_pooling']):
+        def forward(self, x):
+            return x.sum(1)
+
+    for cls, match in (Plain, 'not a Fusion'), (NoFuse, 'has no fuse'), (OwnForward, 'forward'):
+        with pytest.raises(InputError, match=match):
+            register(cls)
+    assert not {'plain', 'no_fuse', 'own_forward'} & set(FUSIONS)
+
+
+def head_of_ones_own(base, name, where):
+    "A subclass with a parameter, used in `fuse`, in `pooled` or in `prepare`"
+
+    class Scaled(FUSIONS[base]):
+        def __init__(self, dim, **options):
+            super().__init__(dim, **options)
+            self.scale = nn.Parameter(torch.rand(dim) + 0.5)
+
+        if where == 'fuse':
+
+            def fuse(self, x):
+                return super().fuse(x * self.scale)
+
+        if where == 'pooled':
+
+            def pooled(self, x):
+                return (x * self.scale).amax(1)
+
+        if where == 'prepare':
+
+            def prepare(self, x, standardised=None):
+                return super().prepare(x, standardised) * self.scale
+
+    Scaled.__name__ = name
+    return Scaled
+
+
+@pytest.mark.parametrize('where', ['fuse', 'pooled', 'prepare'])
+@pytest.mark.parametrize('base', ['max_pooling', 'average_pooling_relu', 'cross_attention_cls'])
+def test_heads_that_inherit_sharing_and_add_a_parameter_train_as_alone(base, where, monkeypatch):
+    "Before, the second probe of a sweep got the first one's vector, and no gradient"
+    monkeypatch.setattr(fmhar.fusion.base, 'FUSIONS', FUSIONS)
+    if base == 'cross_attention_cls' and where == 'pooled':
+        where = 'fuse'
+    register(head_of_ones_own(base, 'ScaledOne', where))
+    try:
+        specs = sweep(['scaled_one'], seed=[0, 1])
+        bank, x = ProbeBank(specs, 16, 3), Features(clip(build('lstm'), dtype=torch.float32))
+        bank(x).square().sum().backward()
+        for i, probe in enumerate(bank.probes):
+            alone = ProbeBank([specs[i]], 16, 3)
+            alone(x).square().sum().backward()
+            assert probe.fusion.scale.grad is not None
+            for a, b in zip(probe.parameters(), alone.parameters()):
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    finally:
+        del FUSIONS['scaled_one']
+
+
+def test_hidden_layers_are_rounded_alike_alone_and_in_a_sweep():
+    "In bfloat16, where PyTorch's own linear layer would round its sum with the bias once more"
+    for name in 'average_pooling_relu', 'max_pooling_relu':
+        bank = ProbeBank(sweep([name], seed=range(4)), 64, 5)
+        x = Features(clip(build(name), (8, 6, 5), 64, dtype=torch.float32))
+        with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+            together, alone = bank(x), torch.stack([probe(x) for probe in bank.probes])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('dim', [200, 500, 888])
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_widths_that_64_does_not_divide(name, dim):
+    head = build(name, dim, dtype=torch.float32)
+    y = head(clip(head, (1, 3, 2), dim, dtype=torch.float32))
+    assert y.shape == (1, head.out_dim) and y.isfinite().all()
+
+
+def test_weights_of_cross_attention_want_joined_tokens():
+    head = build('cross_attention_all')
+    with pytest.raises(InputError, match=r'(?s)shape \(3, 6, 5, 16\).*flatten'):
+        head.weights(clip(head))
+    assert head.weights(clip(head).flatten(1, 2)).shape == (3, 1, 30)
+
+
+def test_scope_of_class_tokens_is_one():
+    with pytest.raises(InputError, match='self_attention_cls_avg reads one token a frame'):
+        make_fusion('self_attention_cls_avg', 16, scope='per_frame')
+
+
+@pytest.mark.parametrize('name', list(FUSIONS))
+def test_heads_run_on_a_gpu_that_is_not_there(name):
+    "Forward on CUDA tensors that have shapes only: devices agree, and nothing waits for a number"
+    if name == 'lstm' and not torch.cuda.is_available():
+        pytest.skip("PyTorch's LSTM calls the driver itself, whatever the tensors are")
+    head = make_fusion(name, 16)
+    state = {**dict(head.named_parameters()), **dict(head.named_buffers())}
+    with FakeTensorMode():
+        state = {k: torch.empty(v.shape, dtype=v.dtype, device='cuda') for k, v in state.items()}
+        x = torch.empty(2, 16, 40, 16, dtype=torch.float16, device='cuda')  # many tokens
+        x = x if head.tokens == 'all' else x[:, :, 0]
+        y = torch.func.functional_call(head, state, (x,))
+        assert y.device.type == 'cuda' and y.shape == (2, head.out_dim)

@@ -131,7 +131,7 @@ def test_segments_and_classes(root, source):
     df = load_ikea_asm(root, source=source)
     assert df.attrs['classes'] == ['NA', *sorted(OFFICIAL)] and len(df.attrs['classes']) == 33
     assert df.attrs['view_names'] == {'dev1': 'side', 'dev2': 'front', 'dev3': 'top'}
-    assert (df.attrs['trained_view'], df.attrs['cluster']) == ('dev2', 'scan')
+    assert (df.attrs['trained_view'], df.attrs['cluster']) == ('dev2', 'subject')
     assert all(
         spans(df, view, scan) == EXPECTED for view in df.attrs['view_names'] for scan in SCANS
     )

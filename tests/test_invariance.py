@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
 from fmhar.analysis import invariance as inv
+from fmhar.analysis.sentences import erasing, ranking, telling
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 
@@ -294,7 +295,7 @@ def test_the_sentences_follow_from_the_numbers(n, people):
     kinds, table = made(n)
     table = table.assign(subject=table.subject % people)
     sure = inv.invariance(kinds, table)
-    texts = inv.telling(sure, 1 / 3), inv.ranking(sure)
+    texts = telling(sure, 1 / 3), ranking(sure)
     assert all('nan' not in t and t.endswith('.') for t in texts)
     assert 'best from a (' in texts[0]
     if n == 3:
@@ -302,7 +303,7 @@ def test_the_sentences_follow_from_the_numbers(n, people):
     if people == 1:
         assert 'nothing follows' in texts[0]
     elif n == 3:
-        assert 'beyond what 6 subjects leave open' in texts[1]
+        assert 'apart, significant with 6 subjects' in texts[1]
         above = (sure.intervals().query("measure == 'view_probe'").low > 1 / 3).sum()
         assert f'for {above} of 3 the interval lies above' in texts[0]
 
@@ -311,12 +312,12 @@ def test_a_difference_that_is_none_is_called_within():
     kinds, table = made()
     noise = 0.01 * np.random.default_rng(2).normal(size=kinds['b'].shape)
     sure = inv.invariance({'one': kinds['b'], 'two': kinds['b'] + noise}, table)
-    assert 'within what 6 subjects leave open' in inv.ranking(sure)
+    assert 'apart, not significant with 6 subjects' in ranking(sure)
 
 
 def test_erasing_in_words():
-    assert 'a loss' in inv.erasing(-0.03, -0.05, -0.01, 5, 'subject')
-    assert 'nothing follows' in inv.erasing(0.01, np.nan, np.nan, 1, 'subject')
+    assert 'a loss' in erasing(-0.03, -0.05, -0.01, 5, 'subject')
+    assert 'nothing follows' in erasing(0.01, np.nan, np.nan, 1, 'subject')
 
 
 def test_an_action_that_occurs_once_is_not_told_from_its_event():

@@ -1,5 +1,7 @@
 "A bank is exactly its probes, whatever stands beside them"
 
+import subprocess
+import sys
 from dataclasses import replace
 from inspect import signature
 
@@ -10,7 +12,7 @@ from fmhar.contracts import Features
 from fmhar.errors import InputError
 from fmhar.fusion.base import FUSIONS
 from fmhar.fusion.thirteen import TABLE_3
-from fmhar.probe import Probe, ProbeBank, ProbeSpec, read_head, sweep
+from fmhar.probe import Probe, ProbeBank, ProbeSpec, load_bank, read_head, save_bank, sweep
 
 
 def features(b=5, t=4, n=3, dim=16, seed=0, dtype=torch.float32):
@@ -170,10 +172,10 @@ def test_saved_and_loaded(tmp_path):
     specs = [*sweep(lr=[1e-4], seed=[3]), ProbeSpec('tcn', options={'dilations': (1, 2)})]
     specs += sweep(['lstm'], layers=2) + [ProbeSpec('lstm', labels='verb')]
     bank, x = ProbeBank(specs, 16, dict(label=4, verb=2)), features()
-    bank.save(tmp_path / 'bank', classes=list('abcd'), backbone='dinov2', store='1f2e')
-    again, said = ProbeBank.load(tmp_path / 'bank')
+    save_bank(bank, tmp_path / 'bank', classes=list('abcd'), backbone='dinov2', store='1f2e')
+    again, about = load_bank(tmp_path / 'bank')
     assert again.specs == specs and torch.equal(again(x), bank(x)) and not again.training
-    assert said['classes'] == list('abcd') and said['notes'] == dict(
+    assert about['classes'] == list('abcd') and about['notes'] == dict(
         backbone='dinov2', store='1f2e'
     )
     assert sorted(p.name for p in (tmp_path / 'bank').iterdir()) == [
@@ -184,7 +186,7 @@ def test_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize('harm', ['weights', 'missing', 'json', 'head', 'shape'])
 def test_half_a_bank_is_refused(harm, tmp_path):
-    ProbeBank([ProbeSpec('lstm')], 16, 4).save(tmp_path)
+    save_bank(ProbeBank([ProbeSpec('lstm')], 16, 4), tmp_path)
     weights, said = tmp_path / 'probes.safetensors', tmp_path / 'probes.json'
     if harm == 'weights':
         weights.write_bytes(weights.read_bytes()[:-4])
@@ -196,4 +198,50 @@ def test_half_a_bank_is_refused(harm, tmp_path):
         edits.get(harm, text.replace('"dim": 16', '"dim": 32') if harm == 'shape' else text)
     )
     with pytest.raises(InputError):
-        ProbeBank.load(tmp_path)
+        load_bank(tmp_path)
+
+
+def test_an_axis_may_be_one_value():
+    assert sweep('lstm', lr=3e-4, seed=2) == [ProbeSpec('lstm', 3e-4, seed=2)]
+    assert [s.seed for s in sweep('lstm', seed=range(3))] == [0, 1, 2]
+
+
+def test_reading_a_bank_moves_and_changes_nothing():
+    "Forward twice, with and without gradients: same weights at the same places"
+    bank, x = ProbeBank(sweep(['max_pooling_relu', 'tcn'], seed=range(3)), 16, 4), features()
+    places = [(p.data_ptr(), p.detach().clone()) for p in bank.parameters()]
+    bank(x).sum().backward()
+    with torch.no_grad():
+        bank(x)
+    assert all(
+        p.data_ptr() == at and torch.equal(p, was)
+        for p, (at, was) in zip(bank.parameters(), places)
+    )
+
+
+def test_a_bank_laid_out_gives_the_same_and_is_parted_whole():
+    specs = sweep(['max_pooling_relu', 'max_pooling', 'lstm'], seed=range(3))
+    bank, x = ProbeBank(specs, 16, 4), features()
+    logits = bank(x)
+    blocks = bank.lay_out()
+    assert len(blocks) == 4  # hidden layers; linear layers of three kinds
+    torch.testing.assert_close(bank(x), logits)
+    torch.testing.assert_close(bank.keep([specs[1].name])(x)[0], logits[1])  # one of a block
+    for block in blocks:
+        block.part()
+    for p in bank.parameters():
+        assert p.untyped_storage().nbytes() == p.nbytes
+    assert torch.equal(bank(x), logits)
+
+
+def test_importing_probes_needs_no_encoder_or_decoder():
+    "Heads are for those who have features: neither transformers nor PyAV, nor a process group"
+    code = """
+import sys, fmhar.probe
+heavy = {'transformers', 'av', 'timm', 'torchvision', 'huggingface_hub', 'matplotlib', 'pandas'}
+assert not heavy & {name.split('.')[0] for name in sys.modules}, heavy & set(sys.modules)
+from fmhar.fusion import FUSIONS
+assert 'temporal_moments' in FUSIONS and list(FUSIONS)[0] == 'average_pooling'
+"""
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -41,20 +41,20 @@ def test_shares_cover_everything_once():
 
 
 @pytest.mark.parametrize(
-    'said, what',
+    'given, what',
     [
-        (dict(RANK='0'), 'not of all it takes'),
-        (dict(WORLD_SIZE='2'), 'not of all it takes'),
-        ({k: v for k, v in GOOD.items() if k != 'MASTER_PORT'}, 'not of all it takes'),
+        (dict(RANK='0'), 'is not set'),
+        (dict(WORLD_SIZE='2'), 'is not set'),
+        ({k: v for k, v in GOOD.items() if k != 'MASTER_PORT'}, 'is not set'),
         (GOOD | dict(RANK='2'), 'between 0 and WORLD_SIZE - 1'),
         (GOOD | dict(RANK='-1'), 'between 0 and WORLD_SIZE - 1'),
         (GOOD | dict(WORLD_SIZE='two'), 'must be numbers'),
     ],
 )
-def test_a_launcher_that_contradicts_itself(said, what, monkeypatch):
+def test_a_launcher_that_contradicts_itself(given, what, monkeypatch):
     for name in GOOD:
         monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
+    for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=what):
         processes()
@@ -150,7 +150,7 @@ def test_accelerate_launch(tmp_path):
     pytest.importorskip('accelerate')
     (tmp_path / 'two.py').write_text(
         'from fmhar.processes import processes\nme = processes()\n'
-        'said = me.gather(me.rank)\nif me.first:\n    print(said)\n'
+        'ranks = me.gather(me.rank)\nif me.first:\n    print(ranks)\n'
     )
     launch = [
         Path(sys.executable).parent / 'accelerate',

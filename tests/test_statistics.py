@@ -1,5 +1,8 @@
 "Intervals cover what they should, where resampling clips does not; paired tests hold their level"
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 
 from fmhar.errors import InputError
-from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
 from fmhar.statistics import (
     beats_chance,
@@ -17,7 +20,7 @@ from fmhar.statistics import (
     differences,
     holm,
     intervals,
-    side_by_side,
+    not_worse,
 )
 
 CLASSES = list('abc')
@@ -131,7 +134,7 @@ def test_all_views_and_heads_of_a_resample_are_of_the_same_people():
     boot = bootstrap(p, trained_view='front', n_resamples=50)
     assert (np.ptp(boot.resampled, axis=(1, 2)) < 1e-12).all()
     found = differences(boot)
-    assert (found.difference == 0).all() and (found.p == 1).all()
+    assert (found.difference == 0).all() and found.p.isna().all()
 
 
 def test_more_people_give_narrower_intervals():
@@ -140,7 +143,7 @@ def test_more_people_give_narrower_intervals():
         for n in (8, 80)
     )
     assert many.high - many.low < 0.5 * (few.high - few.low)
-    assert few.warning == 'only 8 of subject' and many.warning == ''
+    assert few.warning == 'only 8 subjects: too few for a reliable interval' and many.warning == ''
 
 
 def test_one_person_says_nothing_of_others():
@@ -257,6 +260,84 @@ def test_people_who_only_do_what_the_network_expects_of_them_prove_nothing():
     assert beats_chance(p, 'front', n_permutations=100).p[0] == 1
 
 
+def test_chunks_of_one_annotation_move_together():
+    "Guesses that stay the same throughout an annotation: chunk by chunk they would seem to know"
+    whole, chunks = [], []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        p = people(rng, n_people=3, n_events=48)
+        annotation = np.arange(len(p.table)) // 6  # six chunks each, all of one label
+        p.table['event'] = [f'run/{a}/{i % 6}' for i, a in enumerate(annotation)]
+        p.table['label'] = np.array(CLASSES)[rng.integers(0, 3, annotation.max() + 1)[annotation]]
+        p.logits[0] = np.eye(3)[rng.integers(0, 3, annotation.max() + 1)[annotation]]
+        p.table['chunk'] = p.table['event']
+        options = dict(n_permutations=100, seed=seed)
+        whole.append(beats_chance(p, 'front', **options).p[0] <= 0.05)
+        chunks.append(beats_chance(p, 'front', instance='chunk', **options).p[0] <= 0.05)
+    assert np.mean(whole) <= 0.11 and np.mean(chunks) > 0.17
+
+
+def test_a_diverged_probe_beats_nothing():
+    p = people(np.random.default_rng(0), heads=('a', 'b'))
+    p.logits[1, 0] = np.nan
+    found = beats_chance(p, 'front', n_permutations=50).set_index('head')
+    assert found.loc['b'].isna().all() and found.loc['a'].notna().all()
+
+
+def equal_heads(seed, n_seeds, scatter=0.05):
+    "Two heads of one skill whose training runs scatter by five points"
+    rng = np.random.default_rng(seed)
+    names = {h: [f'{h} {i}' for i in range(n_seeds)] for h in 'ab'}
+    p = people(rng, n_events=60, heads=names['a'] + names['b'])
+    label, knack = p.labels, rng.choice([-0.1, 0.1], 12)[p.table.subject]
+    for z in p.logits:
+        right = rng.random(len(label)) < 0.5 + knack + scatter * rng.normal()
+        wrong = (label + 1 + rng.integers(0, 2, len(label))) % 3
+        z[:] = np.eye(3)[np.where(right, label, wrong)]
+    return bootstrap(p, trained_view='front', heads=names, n_resamples=250)
+
+
+def test_equal_heads_whose_runs_scatter_are_different_only_as_often_as_the_level_says():
+    one, three = (
+        np.mean([differences(equal_heads(s, n)).p[0] < 0.05 for s in range(100)]) for n in (1, 3)
+    )
+    assert one > 0.2 and three <= 0.09  # one run a head says nothing of other runs
+
+
+def test_a_difference_without_spread_is_not_testable():
+    "All people show the same difference, which is no certainty"
+    p = people(np.random.default_rng(0), n_events=3, heads=('a', 'b'))
+    p.table['label'] = CLASSES * 12
+    p.logits[0] = np.eye(3)[p.labels]
+    p.logits[1] = np.where((p.labels == 2)[:, None], np.eye(3)[0], np.eye(3)[p.labels])
+    found = differences(bootstrap(p, trained_view='front', n_resamples=50)).iloc[0]
+    assert found.difference == pytest.approx(-1 / 3)
+    assert found[['p', 'p_holm', 'low', 'high']].isna().all()
+
+
+def test_not_worse_than_the_best_beyond_chance():
+    p = people(np.random.default_rng(0), n_people=20, heads=('a', 'b', 'c', 'd'), views=('x', 'y'))
+    y = p.labels
+    p.logits[0] = np.eye(3)[y]  # all right
+    p.logits[1] = p.logits[0]
+    p.logits[1, :2] = 0  # all but a handful
+    p.logits[2] = np.eye(3)[np.where(np.arange(len(y)) % 3, y, (y + 1) % 3)]  # two of three
+    p.logits[3] = np.nan
+    marks = not_worse(bootstrap(p, trained_view='x', n_resamples=500))
+    assert marks.loc[['a', 'b']].all(axis=None) and not marks.loc[['c', 'd']].any(axis=None)
+    one = people(np.random.default_rng(0), n_people=1, heads=('a', 'b'))
+    assert not not_worse(bootstrap(one, trained_view='front', n_resamples=50)).any(axis=None)
+
+
+def test_statistics_import_without_torch():
+    "A table of counts needs no network"
+    code = 'import sys, fmhar.statistics; print(*sys.modules)'
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert 'fmhar.statistics' in loaded
+    assert not loaded & {'torch', 'transformers', 'av', 'torch.distributed', 'huggingface_hub'}
+
+
 def test_pairs_make_the_family():
     p = people(np.random.default_rng(0), heads=('a', 'b', 'c'), views=('front', 'side'))
     boot = bootstrap(p, trained_view='front', n_resamples=50)
@@ -298,11 +379,11 @@ def test_runs_are_paired_by_what_they_answered_for():
     p = people(np.random.default_rng(0), heads=('a',), views=('front', 'side'))
     order = np.random.default_rng(1).permutation(len(p.table))
     mixed = Predictions(p.table.iloc[order], p.logits[:, order], p.probes, CLASSES)
-    both = side_by_side({'x': p, 'y': mixed})
+    both = join({'x': p, 'y': mixed})
     np.testing.assert_array_equal(both.of('x/a'), both.of('y/a'))
     fewer = Predictions(p.table[2:], p.logits[:, 2:], p.probes, CLASSES)
     with pytest.raises(InputError, match='358 of them the same'):
-        side_by_side({'x': p, 'y': fewer})
+        join({'x': p, 'y': fewer})
 
 
 def test_counts_hold_every_segment_once():

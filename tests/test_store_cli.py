@@ -29,6 +29,7 @@ def data(tmp_path_factory):
 def extract(data, out, *options, table='sound.csv'):
     "`fmhar extract` of that table with the tiny encoder"
     fixed = ['--dataset', 'table', '--backbone', data / 'encoder', '--workers', '0', '--out', out]
+    fixed += [] if '--augment' in options else ['--augment', 'none']
     return fmhar('extract', data / table, *fixed, *options)
 
 
@@ -111,6 +112,11 @@ def test_plan_tells_and_writes_no_feature(data, tmp_path, monkeypatch):
         (['--identity', 'name'], 'state, content'),
         (['--token-dtype', 'int4', '--tokens'], 'int8'),
         (['--crops', '2'], '1 or 3'),
+        (['--augment', 'views=many'], 'whole number'),
+        (['--augment', 'crop=2'], 'views, area, ratio'),
+        (['--augment', 'online'], 'stores nothing'),
+        (['--augment', 'views=2', '--n-train-clips', '2'], 'views=2'),
+        (['--workers', '-1'], 'at least 0'),
         (['--layer', '7'], 'has 2 blocks'),
         (['--backbone', 'dinov5'], 'dinov2'),
         (['--dataset', 'tables'], 'table'),
@@ -171,7 +177,7 @@ def test_rm_of_nothing_or_of_what_is_not_there(store):
 
 
 def test_report_is_the_page(tmp_path, monkeypatch):
-    page = pytest.importorskip('fmhar.page')
+    page = pytest.importorskip('fmhar.paper.page')
     (tmp_path / 'results').mkdir()
 
     def write(folder, out):
@@ -210,7 +216,18 @@ def test_run_says_how_clips_are_read(monkeypatch):
 
     monkeypatch.setattr(experiments, 'run', take)
     words = '--n-clips 2 --n-train-clips 4 --crops 3 --decoder torchcodec --identity content'
-    assert fmhar('run', 'somewhere', *words.split()).exit_code == 1
-    (exp,) = asked
-    assert (exp.n_clips, exp.n_train_clips, exp.n_crops) == (2, 4, 3)
-    assert (exp.decoder, exp.identity) == ('torchcodec', 'content')
+    assert fmhar('run', 'somewhere', *words.split(), '--augment', 'none').exit_code == 1
+    assert fmhar('run', 'somewhere', '--augment', 'views=6 area=0.3,1', '--stride', '0.2').exit_code
+    frozen, exp = asked
+    assert (frozen.n_clips, frozen.n_train_clips, frozen.n_crops) == (2, 4, 3)
+    assert (frozen.decoder, frozen.identity) == ('torchcodec', 'content')
+    assert frozen.augmentation == 'none' and exp.stride == 0.2
+    assert exp.augmentation == 'views=6 area=0.3,1 ratio=0.75,1.3333'
+
+
+def test_plan_counts_views(data, tmp_path):
+    plain = extract(data, tmp_path, '--plan').stdout
+    views = extract(data, tmp_path, '--plan', '--augment', 'views=3').stdout
+    assert '16 training segments x 1 views: none' in plain
+    assert '16 training segments x 3 views: views=3 area=0.4,1 ratio=0.75,1.3333' in views
+    assert '96 clips' in views and shard_files(tmp_path) == []

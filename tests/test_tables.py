@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score
 
 from fmhar.errors import InputError
-from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
 from fmhar.metrics import halves
 from fmhar.paper import tables
 from fmhar.paper.layout import Layout
 from fmhar.paper.printed import MISPRINTS, PAPER, PRINTED, THIRTEEN
 from fmhar.paper.tables import Run
-from fmhar.statistics import bootstrap, differences, holm, intervals, side_by_side
+from fmhar.statistics import bootstrap, differences, holm, intervals
 
 pytestmark = pytest.mark.filterwarnings('ignore::pandas.errors.PerformanceWarning')
 
@@ -422,7 +422,7 @@ def test_comparisons_are_paired_with_holm_over_all_that_was_run():
         ['Video Swin/video_swin', 'DinoV2/max_pooling', 'cross'],
     ]
     np.testing.assert_allclose(found.p_holm, holm(found.p))
-    both = side_by_side({m: RUNS['Drive&Act', m].predictions for m in ('X-CLIP', 'DinoV2')})
+    both = join({m: RUNS['Drive&Act', m].predictions for m in ('X-CLIP', 'DinoV2')})
     alone = differences(
         bootstrap(both, trained_view='inner_mirror'),
         pairs=[('X-CLIP/average_pooling', 'DinoV2/tcn')], views=['novel'],

@@ -16,19 +16,22 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from test_processes import run_on
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import fmhar.fusion
-import fmhar.trainer
+import fmhar.trainer.curves
+import fmhar.trainer.loop
 from fmhar.contracts import Features
 from fmhar.errors import InputError
+from fmhar.files import fingerprint
 from fmhar.fusion.base import FUSIONS
-from fmhar.probe import ProbeBank, ProbeSpec, sweep
+from fmhar.probe import ProbeBank, ProbeSpec, load_bank, save_bank, sweep
 from fmhar.processes import Processes
+from fmhar.trainer.checkpoints import Checkpoint
 from fmhar.trainer.curves import Curves, draw
-from fmhar.trainer.labels import class_weight, cross_entropy, targets
-from fmhar.trainer.loop import balanced_accuracy, fit, read_part, start
+from fmhar.trainer.labels import class_weight, cross_entropy, labels_of, targets
+from fmhar.trainer.loop import balanced_accuracy, fit, keep, read_part, start, step
 from fmhar.trainer.recipe import Recipe, epoch_clips, lr_factor
-from fmhar.trainer.state import History
+from fmhar.trainer.state import History, state_on_cpu
 
 DIM, N_CLASSES = 16, 3
 SETS = dict(label=N_CLASSES, side=2, day=5)  # classes of each label set
@@ -190,6 +193,47 @@ def test_all_diverge():
     assert history.stopped == {last.specs[0].name: 1}
 
 
+def test_a_diverged_probe_has_no_score(tmp_path):
+    "Its logits are NaN, also after it was saved; with keep='best' it goes back to what it was"
+    specs = [ProbeSpec('lstm'), ProbeSpec('max_pooling', lr=1e35)]
+    b, data = bank(specs), dataset()
+    history = fit(b, data, recipe=Recipe(epochs=2, batch_size=4), **QUICK)
+    save_bank(b, tmp_path)
+    for one in b, load_bank(tmp_path)[0]:
+        logits = one(data.batch(np.arange(8)))
+        assert logits[1].isnan().all() and logits[0].isfinite().all()
+    assert specs[1].name not in history.kept
+    run = start(b, data, data, Recipe(keep='best'), 'cpu')
+    run.best[specs[1].name] = dict(epoch=1, weights=state_on_cpu(bank(specs).probes[1]))
+    run.history.stopped[specs[1].name] = 2
+    keep(run)
+    assert b(data.batch(np.arange(8))).isfinite().all() and run.history.kept[specs[1].name] == 1
+
+
+class NoWaiting(TorchDispatchMode):
+    "Fails where a number or a count would be fetched from the device"
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device():
+    "Losses, masks and clipping stay where they are; what they decide is read once an epoch"
+    data, recipe = dataset(), Recipe(grad_clip=1.0, precision='bf16')
+    run = start(bank(), data, None, recipe, 'cpu')
+    run.choose()
+    x, target = read_part(run, np.arange(8), torch.eye(3)[data.labels[:8]][:, None], 0)
+    with NoWaiting():
+        for _ in range(2):
+            loss = step(run, x, target)
+    run.part()
+    assert loss.isfinite().all() and loss.shape == (13,)
+
+
 def test_clipping_is_by_probe():
     "A neighbour with a huge gradient does not shrink that of the others"
     data, recipe = dataset(scale=100), Recipe(epochs=1, grad_clip=1e-3)
@@ -271,9 +315,9 @@ def test_options_learn_and_resume(option, tmp_path, monkeypatch):
     with torch.no_grad():
         right = (whole(data.batch(np.arange(44))).argmax(2) == data.labels).float().mean(1)
     assert right.median() > 0.6  # of three classes
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        m.setattr(fmhar.trainer.loop, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
         fit(bank(specs), data, recipe=recipe, checkpoint=path, **QUICK)
     fit(continued, data, recipe=recipe, checkpoint=path, **QUICK)
     assert same(whole, continued)
@@ -304,6 +348,20 @@ def test_an_epoch_is_one_random_clip_of_each_segment():
     assert chosen.min() > 60 and chosen.max() < 145  # binomial(400, 1/4): 100 +- 8.7
     assert len({tuple(d) for d in segments[draws]}) == 400  # another order each time
     assert not np.array_equal(epoch_clips(segments, 1, 0), draws[0])
+
+
+def test_stored_clips_are_drawn_without_replacement():
+    "K epochs show each of K clips once, also where segments have different numbers of them"
+    segments = np.repeat(np.arange(30), np.tile([1, 2, 6], 10))
+    shown = np.array([epoch_clips(segments, 3, e) for e in range(12)])
+    assert (np.sort(segments[shown], 1) == np.arange(30)).all()
+    count = np.bincount(segments)[segments]
+    for k in 1, 2, 6:
+        for start_at in range(0, 12, k):
+            drawn = np.bincount(shown[start_at : start_at + k].ravel(), minlength=len(segments))
+            assert (drawn[count == k] == 1).all()
+    first = [np.sort(shown[e][np.isin(shown[e], np.flatnonzero(count == 6))]) for e in (0, 6)]
+    assert not np.array_equal(*first)  # shuffled anew
 
 
 def test_same_seed_same_weights_and_another_order_others():
@@ -400,14 +458,14 @@ def test_interrupted_at_any_epoch_it_ends_with_the_same_bits(tmp_path, monkeypat
     whole = bank()
     expected = fit(whole, train, val, recipe=recipe, **QUICK)
     path = tmp_path / 'bank.pt'
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
 
     def save_and_die(run, path):
         real(run, path)
         raise KeyboardInterrupt
 
     for _ in range(4):
-        monkeypatch.setattr(fmhar.trainer, 'save_checkpoint', save_and_die)
+        monkeypatch.setattr(fmhar.trainer.loop, 'save_checkpoint', save_and_die)
         with pytest.raises(KeyboardInterrupt):
             fit(bank(), train, val, recipe=recipe, checkpoint=path, **QUICK)
     monkeypatch.undo()
@@ -477,8 +535,50 @@ def test_a_checkpoint_of_something_else_is_refused(what, tmp_path):
         data.labels[0] += 1
     if what == 'dim':
         other = ProbeBank(specs, DIM, N_CLASSES + 1)
-    with pytest.raises(InputError, match='another bank, recipe or data set'):
+    part = 'bank' if what == 'dim' else what
+    with pytest.raises(InputError, match=f'A checkpoint of another {part}\n'):
         fit(other, data, recipe=recipe, checkpoint=path, **QUICK)
+
+
+def test_a_checkpoint_of_before_is_continued(tmp_path):
+    "It had one fingerprint of everything and no version; of another run it is refused as well"
+    data, recipe, path = dataset(), Recipe(epochs=2), tmp_path / 'bank.pt'
+    first, again = bank([ProbeSpec('lstm')]), bank([ProbeSpec('lstm')])
+    fit(first, data, recipe=recipe, checkpoint=path, **QUICK)
+    state = torch.load(path, weights_only=True)
+    shapes = {k: list(v.shape) for k, v in first.state_dict().items()}
+    labels = [labels_of(data, name) for name in first.label_sets]
+    known = fingerprint([recipe, first.specs, shapes, [[labels, data.segments]]])
+    state = {k: v for k, v in state.items() if k != 'version'} | dict(identity=known)
+    torch.save(state, path)
+    data.batch = None  # reading would fail
+    fit(again, data, recipe=recipe, checkpoint=path, **QUICK)
+    assert same(first, again)
+    with pytest.raises(InputError, match='another bank or recipe or data, written by an earlier'):
+        fit(again, data, recipe=Recipe(epochs=3), checkpoint=path, **QUICK)
+    torch.save(dict(state, version=3), path)
+    with pytest.raises(InputError, match='another version of fmhar'):
+        fit(again, data, recipe=recipe, checkpoint=path, **QUICK)
+
+
+def test_flipped_bits_of_a_checkpoint_are_found(tmp_path):
+    "Of 40 flips each is refused, or lies between the entries and changes nothing"
+    path, rng = tmp_path / 'run.pt', np.random.default_rng(0)
+    file = Checkpoint(path, bank='a')
+    file.write(weights=torch.arange(3000.0))
+    whole, found = path.read_bytes(), 0
+    for at in rng.integers(0, 8 * len(whole), 40):
+        data = bytearray(whole)
+        data[at // 8] ^= 1 << at % 8
+        path.write_bytes(data)
+        try:
+            assert torch.equal(file.read()['weights'], torch.arange(3000.0))
+        except InputError as e:
+            found += e.what.startswith('Not a checkpoint')
+    assert found > 30
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match='Not a checkpoint'):
+        file.read()
 
 
 def test_checkpoints_hold_no_code(tmp_path):
@@ -547,7 +647,7 @@ def test_label_sets_that_are_not_there():
     table = dataset().table
     table.attrs['label_sets']['side'] = ['left']
     with pytest.raises(InputError, match='not among the classes'):
-        fmhar.trainer.class_indices(table, 'side')
+        fmhar.trainer.labels.class_indices(table, 'side')
 
 
 # --- curves in a notebook
@@ -598,8 +698,10 @@ def test_curves_cost_a_twentieth_of_the_time(monkeypatch):
         clock[0] += 1
         return draw(history)
 
-    monkeypatch.setattr(fmhar.trainer, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(fmhar.trainer, 'draw', slow)
+    monkeypatch.setattr(
+        fmhar.trainer.curves, 'time', SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+    monkeypatch.setattr(fmhar.trainer.curves, 'draw', slow)
     handle = SimpleNamespace(update=lambda picture: shown.append(clock[0]))
     monkeypatch.setattr('IPython.display.display', lambda *_, **__: shown.append(0) or handle)
     history, curves = History([dict(zip(History.columns, (1, 'a', 1.0, 0.9)))]), Curves()
@@ -644,7 +746,7 @@ for name, (specs, train, val, recipe) in jobs().items():
     b = bank(specs)
     file = {folder!r} + '/' + name + '.pt'
     history = fit(b, train, val, recipe=recipe, checkpoint=file, **QUICK)
-    weights = b.state_dict()
+    weights = {{k: v.nan_to_num(-1e9) for k, v in b.state_dict().items()}}  # NaN: diverged
     for other in me.gather((weights, history.stopped, history.early, history.rows)):
         assert all(torch.equal(a, b) for a, b in zip(weights.values(), other[0].values()))
         assert other[1:] == (history.stopped, history.early, history.rows)
@@ -688,9 +790,9 @@ def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
     for name, (specs, train, val, recipe) in jobs().items():
         b = bank(specs)
         expected[name] = b, fit(b, train, val, recipe=recipe, **QUICK)
-    real = fmhar.trainer.save_checkpoint
+    real = fmhar.trainer.loop.save_checkpoint
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(fmhar.trainer, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
+        m.setattr(fmhar.trainer.loop, 'save_checkpoint', lambda r, p: (real(r, p), interrupt()))
         specs, train, val, recipe = jobs()['best']
         fit(bank(specs), train, val, recipe=recipe, checkpoint=tmp_path / 'best.pt', **QUICK)
     code = TOGETHER.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
@@ -699,6 +801,7 @@ def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
     out = torch.load(tmp_path / 'out.pt', weights_only=True)
     for name, (b, history) in expected.items():
         for key, weight in b.state_dict().items():
+            weight = weight.nan_to_num(-1e9)  # NaN: diverged
             torch.testing.assert_close(out[name]['weights'][key], weight, rtol=1e-5, atol=1e-5)
         said = out[name]['history']
         assert said['stopped'] == history.stopped and said['early'] == history.early

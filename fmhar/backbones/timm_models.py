@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/03_backbones/04_timm_models.ipynb #743028fc
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from torch import nn
 
-from fmhar.backbones.families import FAMILIES
+from fmhar.backbones.families import FAMILIES, family
 from fmhar.backbones.weights import Pixels, Source, read_tensors
 from fmhar.errors import InputError
 
@@ -38,16 +38,17 @@ def timm_files(about: dict, files: list[Path], weights: str) -> Source:
         raise InputError(
             f'{about["architecture"]} reads pictures of {high} x {wide} px, not squares'
         )
-    pixels = Pixels(data['mean'], data['std'], int(high / data['crop_pct']), high)
-    pixels = replace(pixels, mean=tuple(pixels.mean), std=tuple(pixels.std))
+    mean, std = tuple(data['mean']), tuple(data['std'])
+    pixels = Pixels(mean, std, int(high / data['crop_pct']), high)
     return Source(FAMILIES['timm'], config | dict(files=files), pixels, weights)
 
 # %% ../../nbs/03_backbones/04_timm_models.ipynb #d0693925
 def timm_model(
-    config: dict,  # architecture, model_args, pretrained_cfg; files: none for random weights
+    config: dict,  # architecture, model_args, pretrained_cfg, files
+    trained: bool = True,  # False: random weights, the files are not read
 ) -> nn.Module:  # float32
     "timm's model, every tensor from the files"
-    timm, tensors = timm_library(), read_tensors(config['files'])
+    timm, tensors = timm_library(), read_tensors(config['files'] if trained else [])
     loaded = dict(state_dict=tensors, custom_load=False) if tensors else {}
     try:
         model = timm.create_model(
@@ -63,14 +64,14 @@ def timm_model(
     model.config = SimpleNamespace(model_type='timm', image_size=side, patch_size=patch)
     return model
 
-
+# %% ../../nbs/03_backbones/04_timm_models.ipynb #d18b5abe
 def timm_blocks(model: nn.Module) -> str | None:
     "Where the blocks sit, if each leaves the tokens as many and as wide as they came"
     stages = [(f['module'], f['reduction'], f['num_chs']) for f in model.feature_info]
     same = [(f'blocks.{i}', *stages[0][1:]) for i in range(len(stages))]
     return 'blocks' if stages == same else None
 
-
+# %% ../../nbs/03_backbones/04_timm_models.ipynb #43204905
 def timm_size(model: nn.Module, name: str, size: int):
     "Tell a model of timm its input size"
     if size == model.config.image_size:
@@ -81,4 +82,33 @@ def timm_size(model: nn.Module, name: str, size: int):
     elif model.pretrained_cfg.get('fixed_input_size'):
         own = model.config.image_size
         what = f'{name} cannot take {size} px: its position embeddings are fixed'
-        raise InputError(what, expected=f'{own} px', do=f'ask for size={own}')
+        raise InputError(what, expected=f'{own} px', do=f'ask for size={own} (--size {own})')
+
+# %% ../../nbs/03_backbones/04_timm_models.ipynb #583c9f38
+def timm_tokens(model, x):  # (B, N, D), (B, H, W, D) or (B, D, H, W)
+    "CLS and patches, after the last norm"
+    last = getattr(getattr(model, 'head', None), 'norm', None) or nn.Identity()
+    if isinstance(getattr(model, 'norm', None), nn.Identity):
+        last = getattr(model, 'fc_norm', None) or last
+    if hasattr(model, 'reroll'):
+        x = model.reroll(x, len(model.blocks) - 1)  # (B, H, W, D)
+    x = last(x)
+    if x.ndim == 4:
+        channels_last = hasattr(model, 'reroll') or getattr(model, 'output_fmt', '') == 'NHWC'
+        return (x if channels_last else x.permute(0, 2, 3, 1)).flatten(1, 2)
+    own_cls = int(getattr(model, 'cls_token', None) is not None)
+    return torch.cat([x[:, :own_cls], x[:, getattr(model, 'num_prefix_tokens', 0) :]], 1)
+
+# %% ../../nbs/03_backbones/04_timm_models.ipynb #7c809905
+@family(
+    'timm',
+    kind='image',
+    models=(),
+    blocks=timm_blocks,
+    pack=False,  # some of its attention reads weights itself
+    build=timm_model,
+    resize=timm_size,
+)
+def read_timm(model, pixels):  # (B, 3, H, W)
+    x = model.forward_features(pixels)
+    return model.forward_head(x, pre_logits=True), timm_tokens(model, x)

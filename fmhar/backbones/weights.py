@@ -39,7 +39,7 @@ class Pixels:
         mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
         return torch.addcmul(-mean / std, x.float(), self.scale / std).to(dtype)
 
-# %% ../../nbs/03_backbones/03_weights.ipynb #879e2e40
+# %% ../../nbs/03_backbones/03_weights.ipynb #dc8a43f6
 PROCESSOR_FILES = (
     'preprocessor_config.json',
     'video_preprocessor_config.json',
@@ -47,30 +47,75 @@ PROCESSOR_FILES = (
 )
 
 
+def processor_file(folder: Path) -> Path | None:
+    "The file of a checkpoint that says how its pixels are prepared"
+    return next((folder / name for name in PROCESSOR_FILES if (folder / name).exists()), None)
+
+# %% ../../nbs/03_backbones/03_weights.ipynb #50a4dc86
+UNDERSTOOD = set(
+    'do_resize size resample do_center_crop crop_size do_rescale rescale_factor offset do_normalize '
+    'image_mean image_std'.split()
+)
+WITHOUT_EFFECT = set(  # on the values of pixels: names, layouts, and how frames are drawn
+    'image_processor_type video_processor_type feature_extractor_type processor_class auto_map '
+    'do_convert_rgb data_format input_data_format default_to_square return_metadata device '
+    'disable_grouping return_tensors video_metadata do_sample_frames num_frames fps '
+    '_valid_processor_keys model_input_names'.split()
+)
+
+
+def check_processor(c: dict, path: Path):
+    "Refuse a processor with a step that is not understood"
+    on = {k for k, v in c.items() if v not in (None, False)}
+    odd = sorted(on - UNDERSTOOD - WITHOUT_EFFECT)
+    if not c.get('do_resize', True):
+        odd.append('do_resize=false')
+    if c.get('offset') and not c.get('do_rescale', True):
+        odd.append('offset without do_rescale')
+    if odd:
+        raise InputError(
+            'The processor of the checkpoint has steps that are not understood',
+            where=path,
+            expected=' '.join(sorted(UNDERSTOOD)),
+            found=', '.join(odd),
+            do='remove what changes no pixels, or prepare the pixels as it says yourself',
+        )
+
+# %% ../../nbs/03_backbones/03_weights.ipynb #5da4246f
+def edge(value: int | dict, path: Path) -> int:  # px
+    "Side of a square, from 224, {'shortest_edge': 224} or {'height': 224, 'width': 224}"
+    sides = {value} if isinstance(value, int) else set(value.values())
+    known = isinstance(value, int) or set(value) in ({'shortest_edge'}, {'height', 'width'})
+    if not known or len(sides) != 1:
+        raise InputError(
+            'The processor asks for something else than squares', where=path, found=value
+        )
+    return sides.pop()
+
+# %% ../../nbs/03_backbones/03_weights.ipynb #bba80220
 def read_pixels(
     folder: Path,  # of a checkpoint
 ) -> Pixels:
     "Mean, deviation, resize and crop from the checkpoint's own processor file"
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).exists()), None)
+    path = processor_file(folder)
     if path is None:
         raise InputError(
             'The checkpoint does not say how its pixels are prepared',
             where=folder,
             expected=' or '.join(PROCESSOR_FILES),
-            do='copy that file from where the weights came from',
+            do='copy that file from where the weights came from; random weights go without it if '
+            "their size is given (weights='random', size=PX; --weights random --size PX)",
         )
     c = read_json(path)
     c = c.get('image_processor') or c.get('video_processor') or c
-
-    def edge(value):  # an int, {'shortest_edge': 256} or {'height': 224, 'width': 224}
-        return value if isinstance(value, int) else min(value.values())
-
-    resize = edge(c['size'])
+    check_processor(c, path)
+    resize, normal = edge(c['size'], path), c.get('do_normalize', True)
+    mean, std = (c['image_mean'], c['image_std']) if normal else ((0.0,) * 3, (1.0,) * 3)
     return Pixels(
-        mean=tuple(c['image_mean']) if c.get('do_normalize', True) else (0.0,) * 3,
-        std=tuple(c['image_std']) if c.get('do_normalize', True) else (1.0,) * 3,
+        mean=tuple(m + 1 for m in mean) if c.get('offset') else tuple(mean),
+        std=tuple(std),
         resize=resize,
-        crop=edge(c['crop_size']) if c.get('do_center_crop') else resize,
+        crop=edge(c['crop_size'], path) if c.get('do_center_crop') else resize,
         scale=c.get('rescale_factor', 1 / 255) if c.get('do_rescale', True) else 1.0,
     )
 
@@ -83,24 +128,23 @@ def weight_files(
     files = sorted(folder.glob('model*.safetensors'))
     return files or (sorted(folder.glob('pytorch_model*.bin')) if allow_pickle else [])
 
-
+# %% ../../nbs/03_backbones/03_weights.ipynb #7c3c79db
 def complete(folder: Path, allow_pickle: bool = False) -> bool:
     "Does the folder hold a configuration and weights?"
     return (folder / 'config.json').exists() and bool(weight_files(folder, allow_pickle))
 
-
+# %% ../../nbs/03_backbones/03_weights.ipynb #d5a94c5e
 def says_pixels(folder: Path) -> bool:
     "Is there a processor file, or (timm) a configuration that holds as much?"
-    files = any((folder / name).exists() for name in PROCESSOR_FILES)
-    return files or 'pretrained_cfg' in read_json(folder / 'config.json')
+    config = folder / 'config.json'
+    return processor_file(folder) is not None or 'pretrained_cfg' in read_json(config)
 
-
+# %% ../../nbs/03_backbones/03_weights.ipynb #67830df1
 THREE_WAYS = (
-    'give a local directory (load_backbone(name, weights=DIRECTORY)), fill the Hugging Face '
-    "cache where there is a network, or ask for weights='random' by name"
+    'give a local directory (weights=DIRECTORY; --weights DIRECTORY), fill the Hugging Face '
+    "cache where there is a network, or ask for random weights by name (weights='random'; "
+    '--weights random)'
 )
-
-
 PICKLES = 'there is only a pickle, pytorch_model*.bin: if you trust its source, allow_pickle=True'
 
 # %% ../../nbs/03_backbones/03_weights.ipynb #bd39ef22
@@ -153,7 +197,7 @@ def read_tensors(
             ) from None
     return tensors
 
-
+# %% ../../nbs/03_backbones/03_weights.ipynb #faa03a02
 def tensor_hash(
     tensors: dict[str, torch.Tensor],
 ) -> str:  # SHA-256, 64 hex digits
@@ -165,7 +209,7 @@ def tensor_hash(
         digest.update(t.view(-1).view(torch.uint8).numpy() if t.numel() else b'')
     return digest.hexdigest()
 
-
+# %% ../../nbs/03_backbones/03_weights.ipynb #702c4323
 def files_hash(
     files: list[Path],  # of one checkpoint
 ) -> str:  # the same whether one file holds the tensors or several

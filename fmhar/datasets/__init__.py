@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/01_datasets/00_datasets.ipynb #fca417e0
+from fmhar.datasets import drive_act, formats, ikea_asm  # noqa: F401  (each enters its readers)
 from fmhar.faces import face
 
 # %% ../../nbs/01_datasets/00_datasets.ipynb #74b98251
@@ -13,13 +14,14 @@ __getattr__, __dir__, __all__ = face(
     'fmhar.datasets',
     {
         'containers': '',
-        'segments': 'as_segments load_table',
+        'segments': 'READERS as_segments load_table reader',
         'drive_act': 'load_drive_act',
         'ikea_asm': 'load_ikea_asm',
         'formats': 'load_lists load_videofolder load_assembly101 load_ntu',
         'pairs': 'symmetric_pairs',
         'clips': 'even_frames random_frames strided_frames make_clips',
         'video': 'Transform video_info',
+        'overlaps': 'overlap',
         'checks': 'check',
     },
 )

@@ -13,92 +13,149 @@ import pandas as pd
 
 from fmhar.errors import InputError
 
+# %% ../../nbs/01_datasets/07_clips.ipynb #6ad94b1c
+def _length(start, end):
+    "Frames of a segment; none is an error"
+    if end <= start:
+        found = f'{start}, {end}'
+        raise InputError('A segment without frames', expected='start < end', found=found)
+    return end - start
+
 # %% ../../nbs/01_datasets/07_clips.ipynb #c5a03d09
-def even_frames(
-    start: int,  # first frame of the segment
-    end: int,  # one past its last frame
-    n_frames: int = 16,  # frames of a clip (Sec. 3.5)
-    *,
-    n_clips: int = 3,  # clips whose logits are averaged (Sec. 3.5)
-) -> np.ndarray:  # int64 (n_clips, n_frames), in time order
-    "Frames of evenly spread clips; a segment shorter than a clip repeats frames"
+def even_frames(start: int, end: int, n_frames: int = 16, *, n_clips: int = 3) -> np.ndarray:
+    """Frames of evenly spread clips; a segment shorter than a clip repeats frames
+
+    Parameters
+    ----------
+    start, end : int
+        First frame of the segment, and one past its last.
+    n_frames : int
+        Frames of a clip (Sec. 3.5).
+    n_clips : int
+        Clips whose logits are averaged (Sec. 3.5).
+
+    Returns
+    -------
+    ndarray (n_clips, n_frames) int64
+        Frame numbers, in time order.
+
+    Raises
+    ------
+    InputError
+        For a segment without frames.
+
+    Examples
+    --------
+    >>> even_frames(0, 8, 4, n_clips=2).tolist()
+    [[0, 2, 4, 6], [1, 3, 5, 7]]
+    """
     length = _length(start, end)
     point = 2 * np.arange(n_frames) * n_clips + 2 * np.arange(n_clips)[:, None] + 1
     return start + point * length // (2 * n_clips * n_frames)
 
-# %% ../../nbs/01_datasets/07_clips.ipynb #6ad94b1c
-def _length(start, end):
-    if end <= start:
-        raise InputError(
-            'A segment without frames', expected='start < end', found=f'{start}, {end}'
-        )
-    return end - start
-
 # %% ../../nbs/01_datasets/07_clips.ipynb #ccfaff4b
 def random_frames(
-    start: int,  # first frame of the segment
-    end: int,  # one past its last frame
-    n_frames: int = 16,  # frames of a clip (Sec. 3.5)
-    *,
-    rng: np.random.Generator,
-) -> np.ndarray:  # int64 (n_frames,), in time order
-    "One random frame of each of `n_frames` equal bins"
+    start: int, end: int, n_frames: int = 16, *, rng: np.random.Generator
+) -> np.ndarray:
+    """One random frame of each of `n_frames` equal bins
+
+    Parameters
+    ----------
+    start, end : int
+        First frame of the segment, and one past its last.
+    n_frames : int
+        Frames of a clip (Sec. 3.5).
+    rng : numpy.random.Generator
+        Where the chance comes from.
+
+    Returns
+    -------
+    ndarray (n_frames,) int64
+        Frame numbers, in time order.
+
+    Raises
+    ------
+    InputError
+        For a segment without frames.
+
+    Examples
+    --------
+    >>> random_frames(0, 4, 4, rng=np.random.default_rng(0)).tolist()
+    [0, 1, 2, 3]
+    """
     length = _length(start, end)
     offset = (np.arange(n_frames) + rng.random(n_frames)) * length / n_frames
     return start + np.minimum(offset.astype(np.int64), length - 1)  # 15.999… may round up
 
 # %% ../../nbs/01_datasets/07_clips.ipynb #30df9cd8
 def strided_frames(
-    start: int,  # first frame of the segment
-    end: int,  # one past its last frame
-    n_frames: int = 16,  # frames of a clip
-    *,
-    step: float,  # frames from one to the next
-    middles: np.ndarray,  # (n_clips,) middle of each clip: 0 the segment's start, 1 its end
-) -> np.ndarray:  # int64 (n_clips, n_frames), in time order
-    "Frames at a fixed distance around given middles"
-    length = _length(start, end)
-    offset = (
-        np.asarray(middles)[:, None] * length + (np.arange(n_frames) - (n_frames - 1) / 2) * step
-    )
-    return start + np.clip(np.floor(offset), 0, length - 1).astype(np.int64)
+    start: int, end: int, n_frames: int = 16, *, step: float, places: np.ndarray
+) -> np.ndarray:
+    """Frames at a fixed distance, in clips that lie within the segment
 
-# %% ../../nbs/01_datasets/07_clips.ipynb #e730e6a0
-def make_clips(
-    segments: pd.DataFrame,
-    *,
-    n_frames: int = 16,  # frames of a clip
-    n_clips: int = 3,  # even clips of each val and test segment
-    n_train_clips: int = 1,  # random clips of each train segment
-    n_crops: int = 1,  # 3: three squares of each val and test clip, see below
-    stride: float | None = None,  # seconds between frames; default: spread over the segment
-    seed: int = 0,
-) -> pd.DataFrame:  # a row a clip: the segment's columns, `segment`, `clip`, `frames` (and `crop`)
-    "Choose the frames of every clip"
-    rows, clips, frames = [], [], []
-    steps = _steps(segments, stride) if stride else None
-    columns = (segments[c] for c in ('split', 'event', 'start', 'end'))
-    for row, (split, event, start, end) in enumerate(zip(*columns)):
-        train = split == 'train'
-        rngs = [_rng(seed, event, clip) for clip in range(n_train_clips)] if train else []
-        if stride:
-            middles = [r.random() for r in rngs] if train else (np.arange(n_clips) + 0.5) / n_clips
-            chosen = strided_frames(start, end, n_frames, step=steps[row], middles=middles)
-        elif train:
-            chosen = [random_frames(start, end, n_frames, rng=rng) for rng in rngs]
-        else:
-            chosen = even_frames(start, end, n_frames, n_clips=n_clips)
-        rows += [row] * len(chosen)
-        clips += range(len(chosen))
-        frames += [tuple(c.tolist()) for c in chosen]
-    out = segments.iloc[rows].reset_index(drop=True)
-    out['segment'], out['clip'], out['frames'] = segments.index[rows], clips, frames
-    out.attrs = dict(segments.attrs)
-    return out if n_crops == 1 else _three_crops(out, n_crops)
+    Parameters
+    ----------
+    start, end : int
+        First frame of the segment, and one past its last.
+    n_frames : int
+        Frames of a clip.
+    step : float
+        Frames from one to the next.
+    places : array (n_clips,)
+        Where each clip begins: 0 with the segment, 1 so that both end together.
+
+    Returns
+    -------
+    ndarray (n_clips, n_frames) int64
+        Frame numbers, in time order.
+
+    Raises
+    ------
+    InputError
+        For a segment without frames.
+
+    Examples
+    --------
+    >>> strided_frames(0, 10, 3, step=2, places=[0, 0.5, 1]).tolist()
+    [[0, 2, 4], [2, 4, 6], [5, 7, 9]]
+    """
+    length = _length(start, end)
+    room = max(length - 1 - (n_frames - 1) * step, 0)  # of the first frame
+    offset = np.asarray(places)[:, None] * room + np.arange(n_frames) * step
+    return start + np.minimum(np.floor(offset).astype(np.int64), length - 1)
+
+# %% ../../nbs/01_datasets/07_clips.ipynb #8237c90b
+CROPS = 'first', 'middle', 'last'  # left, middle, right; top, middle, bottom of an upright picture
+
+
+def _with_crops(clips, n_crops):
+    "Each val and test clip once per crop; within the view's rectangle, where it has one"
+    if n_crops not in (1, len(CROPS)):
+        raise InputError('No such number of crops', expected='1 or 3', found=n_crops)
+    whole = clips.get('crop', pd.Series('', clips.index))
+    if n_crops == 1 and (whole == '').all():  # the square in the centre needs no name
+        return clips.drop(columns='crop', errors='ignore')
+    if n_crops == 1:
+        return clips.assign(crop=whole.where(whole != '', 'centre'))
+    times = np.where(clips.split == 'train', 1, n_crops)
+    out = clips.loc[clips.index.repeat(times)].reset_index(drop=True)
+    squares = [c for n in times for c in (CROPS if n > 1 else ['centre'])]
+    regions = np.repeat(whole.to_numpy(), times)
+    out['crop'] = [f'{r} {c}'.strip() for r, c in zip(regions, squares)]
+    out.attrs = dict(clips.attrs)
+    return out
+
+# %% ../../nbs/01_datasets/07_clips.ipynb #eeeb2459
+def _rng(seed, event, clip):
+    "A generator of its own for each clip of an event, equal in all views"
+    digest = hashlib.sha256(repr((seed, event, clip)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], 'little'))
 
 # %% ../../nbs/01_datasets/07_clips.ipynb #161287d2
 def _steps(segments, stride):
     "Frames from one to the next, for each row"
+    if stride <= 0:
+        raise InputError('No such stride', expected='more than 0 seconds', found=stride)
     unknown = segments[~(segments.fps > 0)]
     if len(unknown):
         what = 'A stride in seconds needs the frame rate of every file'
@@ -106,22 +163,74 @@ def _steps(segments, stride):
         raise InputError(what, where=unknown.path.iloc[0], found='no frame rate', do=do)
     return (segments.fps * stride).tolist()
 
+# %% ../../nbs/01_datasets/07_clips.ipynb #06490247
+def _choose(split, event, start, end, step, *, n_frames, n_clips, n_train_clips, seed):
+    "The frames of one segment's clips, (n, n_frames)"
+    train = split == 'train'
+    rngs = [_rng(seed, event, clip) for clip in range(n_train_clips)] if train else []
+    if step:
+        even = (np.arange(n_clips) + 0.5) / n_clips
+        places = [rng.random() for rng in rngs] if train else even
+        return strided_frames(start, end, n_frames, step=step, places=places)
+    if train:
+        return [random_frames(start, end, n_frames, rng=rng) for rng in rngs]
+    return even_frames(start, end, n_frames, n_clips=n_clips)
 
-def _rng(seed, event, clip):
-    "A generator of its own for each clip of an event, equal in all views"
-    digest = hashlib.sha256(repr((seed, event, clip)).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], 'little'))
+# %% ../../nbs/01_datasets/07_clips.ipynb #e730e6a0
+def make_clips(
+    segments: pd.DataFrame,
+    *,
+    n_frames: int = 16,
+    n_clips: int = 3,
+    n_train_clips: int = 1,
+    n_crops: int = 1,
+    stride: float | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Choose the frames of every clip (Sec. 3.5)
 
-# %% ../../nbs/01_datasets/07_clips.ipynb #8237c90b
-CROPS = 'first', 'middle', 'last'  # left, middle, right; top, middle, bottom of an upright picture
+    Parameters
+    ----------
+    segments : DataFrame
+        As `as_segments` leaves them.
+    n_frames : int
+        Frames of a clip.
+    n_clips : int
+        Even clips of each val and test segment.
+    n_train_clips : int
+        Random clips of each train segment.
+    n_crops : int
+        3: three squares along the long side of each val and test clip.
+    stride : float, optional
+        Seconds between frames; default: spread over the segment.
+    seed : int
+        Of the random clips; together with the event, so that all views agree.
 
+    Returns
+    -------
+    DataFrame
+        A row a clip: the segment's columns, `segment` (its index), `clip`, `frames` (tuple of int), and
+        `crop` where it is not the square in the centre.
 
-def _three_crops(clips, n_crops):
-    "Each val and test clip once per crop"
-    if n_crops != len(CROPS):
-        raise InputError('No such number of crops', expected='1 or 3', found=n_crops)
-    times = np.where(clips.split == 'train', 1, n_crops)
-    out = clips.loc[clips.index.repeat(times)].reset_index(drop=True)
-    out['crop'] = [c for n in times for c in (CROPS if n > 1 else ['centre'])]
-    out.attrs = dict(clips.attrs)
-    return out
+    Raises
+    ------
+    InputError
+        For another number of crops, a segment without frames, or a stride without frame rates.
+
+    Examples
+    --------
+    >>> clips = make_clips(segments, n_clips=3)  # doctest: +SKIP
+    """
+    rows, clips, frames = [], [], []
+    steps = _steps(segments, stride) if stride is not None else [None] * len(segments)
+    how = dict(n_frames=n_frames, n_clips=n_clips, n_train_clips=n_train_clips, seed=seed)
+    columns, shared = (segments[c] for c in ('split', 'event', 'start', 'end')), {}
+    for row, cells in enumerate(zip(*columns, steps)):
+        chosen = _choose(*cells, **how)
+        rows += [row] * len(chosen)
+        clips += range(len(chosen))
+        frames += [tuple(shared.setdefault(i, i) for i in clip.tolist()) for clip in chosen]
+    out = segments.iloc[rows].reset_index(drop=True)
+    out['segment'], out['clip'], out['frames'] = segments.index[rows], clips, frames
+    out.attrs = dict(segments.attrs)
+    return _with_crops(out, n_crops)

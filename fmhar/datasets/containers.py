@@ -8,33 +8,51 @@ __all__ = []
 # %% ../../nbs/01_datasets/01_containers.ipynb #9e3e1182
 import os
 import re
+import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 
-from fmhar.errors import VideoError, video_error
+from fmhar.errors import VideoError, missing_video, video_error
+
+if TYPE_CHECKING:  # PyAV is loaded by the first video that is opened: tables are read without it
+    from av import Packet, VideoStream
+    from av.container import InputContainer
+
+# %% ../../nbs/01_datasets/01_containers.ipynb #8854be2e
+def _must_be_a_file(path: str | Path):
+    "Raise for a file that is missing, or that is no file"
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise missing_video(path) from None
+    except (OSError, ValueError) as e:  # a link to itself, a name too long, or with a zero byte
+        found = getattr(e, 'strerror', None) or str(e)
+        raise video_error('Not a readable file', path, found=found, do='correct its path') from None
+    if not stat.S_ISREG(mode):
+        kind = 'a named pipe' if stat.S_ISFIFO(mode) else 'a device or socket'
+        raise video_error('Not a file', path, expected='a video file', found=kind)
 
 # %% ../../nbs/01_datasets/01_containers.ipynb #a392c23d
-ATTACHED = av.stream.Disposition.attached_pic  # a cover picture
-
-
 def open_video(
     path: str | Path,
-) -> tuple[av.container.InputContainer, av.VideoStream]:  # close the container after use
+) -> tuple['InputContainer', 'VideoStream']:  # close the container after use
     "Open a file for decoding in one thread"
+    import av
+
+    _must_be_a_file(path)
     try:
         container = av.open(path)
-    except FileNotFoundError:
-        raise video_error('Video not found', path) from None
     except (av.FFmpegError, OSError) as e:
         found = f'{e.strerror}, {os.path.getsize(path)} bytes'
         raise video_error('Not a readable video', path, found=found) from None
-    moving = [s for s in container.streams.video if not s.disposition & ATTACHED]
+    attached = av.stream.Disposition.attached_pic  # a cover picture
+    moving = [s for s in container.streams.video if not s.disposition & attached]
     if not moving:
         kinds = ', '.join(s.type for s in container.streams) or 'nothing'
         container.close()
@@ -43,11 +61,10 @@ def open_video(
     return container, moving[0]
 
 # %% ../../nbs/01_datasets/01_containers.ipynb #81a5283e
-def read_packets(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-) -> Iterator[av.Packet]:
+def read_packets(container: 'InputContainer', stream: 'VideoStream') -> Iterator['Packet']:
     "Packets that hold data; the file ends where it is cut, whatever its header promised"
+    import av
+
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
@@ -57,7 +74,7 @@ def read_packets(
     except av.FFmpegError:
         return
 
-# %% ../../nbs/01_datasets/01_containers.ipynb #9c6f0ee8
+# %% ../../nbs/01_datasets/01_containers.ipynb #b16e1087
 @dataclass(frozen=True)
 class FrameTimes:
     "When the frames of a file are shown, in units of its stream"
@@ -67,68 +84,60 @@ class FrameTimes:
     keys: np.ndarray  # int64, those of the frames that can be decoded without others
     missing: int = 0  # further packets that the file's index promises
 
-
-def frame_times(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-) -> FrameTimes:
+# %% ../../nbs/01_datasets/01_containers.ipynb #9c6f0ee8
+def frame_times(container: 'InputContainer', stream: 'VideoStream') -> FrameTimes:
     "Read the times of all packets, from where the container stands"
-    # AVI numbers packets as they are stored; with B-frames that is not as they are shown
-    told = not (container.format.name == 'avi' and stream.codec_context.has_b_frames)
-    times, keys, n = array('q'), array('q'), 0  # two hours hold 200,000 of them
+    known = not (container.format.name == 'avi' and stream.codec_context.has_b_frames)
+    times, keys, n = array('q'), array('q'), 0
     for packet in read_packets(container, stream):
         n += 1
-        told = told and packet.pts is not None
+        known = known and packet.pts is not None
         if not packet.is_discard:
-            times.append(packet.pts if told else 0)
-        if packet.is_keyframe and told:
+            times.append(packet.pts if known else 0)
+        if packet.is_keyframe and known:
             keys.append(packet.pts)
     shown = np.sort(times)
-    told = told and len(keys) and np.all(np.diff(shown) > 0)
+    known = known and len(keys) and np.all(np.diff(shown) > 0)
     index = stream.index_entries  # of MP4 all packets, of MKV the key frames
     missing = sum(entry.size > 0 for entry in index) - n if len(index) > n else 0
-    return FrameTimes(len(shown), shown if told else None, np.sort(keys), missing)
+    return FrameTimes(len(shown), shown if known else None, np.sort(keys), missing)
 
 # %% ../../nbs/01_datasets/01_containers.ipynb #5d5e86fc
 IMAGES = '.jpg', '.jpeg', '.png', '.bmp', '.webp'
 
 
-def image_files(
-    folder: str | Path,
-) -> list[Path]:  # file of frame 0, 1, …
-    "Image files of a folder, in the order of the numbers in their names"
-    files = [f for f in Path(folder).iterdir() if f.suffix.lower() in IMAGES]
+def image_files(folder: str | Path) -> list[Path]:  # file of frame 0, 1, …
+    "Image files of a folder, in the order of the last number in their names"
+    try:
+        files = [f for f in Path(folder).iterdir() if f.suffix.lower() in IMAGES]
+    except OSError as e:
+        raise video_error('Not a readable folder', folder, found=e.strerror) from None
+    files = [f for f in files if not f.name.startswith('.')]
     numbers = {int(re.findall(r'\d+', f.stem)[-1]): f for f in files if re.search(r'\d', f.stem)}
     if not numbers or len(numbers) < len(files):
+        expected, found = '000000.jpg, 000001.jpg, …', f'{len(files)} images'
         what = 'Not a folder of numbered frames'
-        raise video_error(
-            what, folder, expected='000000.jpg, 000001.jpg, …', found=f'{len(files)} images'
-        )
-    gap = next((i for i in range(min(numbers), max(numbers)) if i not in numbers), None)
+        raise video_error(what, folder, expected=expected, found=found)
+    first = min(numbers)
+    gap = next((i for i in range(first, max(numbers)) if i not in numbers), None)
     if gap is not None:
-        before = numbers[gap - 1].name
-        raise video_error(
-            'A frame is missing', folder, gap - min(numbers), found=f'none after {before}'
-        )
+        found = f'none after {numbers[gap - 1].name}'
+        raise video_error('A frame is missing', folder, gap - first, found=found)
     return [numbers[i] for i in sorted(numbers)]
 
 # %% ../../nbs/01_datasets/01_containers.ipynb #c28d8c05
-def count_frames(
-    path: str | Path,  # video file or folder of frames
-) -> int:
-    "Frames of a video, counted and not taken from the header"
-    if Path(path).is_dir():
+def count_frames(path: str | Path) -> int:
+    "Frames of a video file or a folder of frames, counted and not taken from the header"
+    if os.path.isdir(path):
         return len(image_files(path))
     container, stream = open_video(path)
     with container:
         return frame_times(container, stream).n_frames
 
-
-def frame_rate(
-    path: str | Path,  # video file or folder of frames
-) -> float:  # NaN where the file does not tell
-    "Mean frames per second, as the header gives it"
-    if Path(path).is_dir():
+# %% ../../nbs/01_datasets/01_containers.ipynb #0b380f7a
+def frame_rate(path: str | Path) -> float:  # NaN where the file does not tell
+    "Mean frames per second of a video file, as the header gives it"
+    if os.path.isdir(path):
         return float('nan')
     container, stream = open_video(path)
     with container:
@@ -140,7 +149,7 @@ def ask_files(
     paths: Iterable[str],  # repeats are welcome
     otherwise: object,  # the answer for a file that cannot be read
 ) -> dict[str, object]:  # path -> answer
-    "Ask each file once, several at a time"
+    "The answer of each file"
 
     def ask(path):
         try:
@@ -149,5 +158,5 @@ def ask_files(
             return otherwise
 
     files = sorted(set(paths))
-    with ThreadPoolExecutor(8) as pool:  # waiting for the disk, mostly
+    with ThreadPoolExecutor(8) as pool:
         return dict(zip(files, pool.map(ask, files)))

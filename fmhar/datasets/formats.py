@@ -14,51 +14,77 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in, read_table
+from fmhar.datasets.segments import as_segments, expect_videos, fill_in, read_table, reader
 from fmhar.errors import InputError, unknown
 
 # %% ../../nbs/01_datasets/05_formats.ipynb #a0c6029d
+LISTS = 'path label', 'path n_frames label', 'path start n_frames label', 'path start end label'
+
+
 def _read_list(path, columns):
     "Rows of a list file; the path is what is left of the last blanks"
     names = columns.split()
-    if (
-        names[0] != 'path'
-        or names[-1] != 'label'
-        or not {*names[1:-1]} <= {'start', 'end', 'n_frames'}
-    ):
+    if columns not in LISTS:
         raise unknown('list of columns', columns, LISTS)
     if not Path(path).is_file():
         raise InputError('List file not found', where=path)
-    lines = [line.strip() for line in Path(path).read_text().splitlines()]
     rows = []
-    for i, line in enumerate(lines, 1):
-        cells = line.rsplit(None, len(names) - 1)
-        if line and (len(cells) < len(names) or not all(c.isdigit() for c in cells[1:-1])):
-            raise InputError(
-                'Not a line of this list', where=f'{path}, line {i}', expected=columns, found=line
-            )
-        rows += [cells] if line else []
-    df = pd.DataFrame(rows, columns=names)
-    df = df.astype({c: 'int64' for c in names[1:-1]})
+    for i, line in enumerate(Path(path).read_text(encoding='utf-8-sig').splitlines(), 1):
+        cells = line.strip().rsplit(None, len(names) - 1)
+        if cells and (len(cells) < len(names) or not all(c.isdigit() for c in cells[1:-1])):
+            where = f'{path}, line {i}'
+            raise InputError('Not a line of this list', where=where, expected=columns, found=line)
+        rows += [cells] if cells else []
+    df = pd.DataFrame(rows, columns=names).astype({c: 'int64' for c in names[1:-1]})
     if 'n_frames' in df:
         df['end'] = df.get('start', 0) + df.pop('n_frames')
     return df
 
-
-LISTS = 'path label', 'path n_frames label', 'path start n_frames label', 'path start end label'
-
 # %% ../../nbs/01_datasets/05_formats.ipynb #a6597535
 def load_lists(
-    lists: dict[tuple[str, str], str | Path],  # (view, split) -> list file
+    lists: dict[tuple[str, str], str | Path],
     *,
-    columns: str = 'path label',  # see the table above
-    root: str | Path | None = None,  # what the paths are relative to; default: the list's folder
-    classes: list[str] | None = None,  # names of the labels 0, 1, …; default: the labels themselves
-    event: Callable[[str], str] | None = None,  # path -> moment; default: each row is its own
-    trained_view: str | None = None,  # default: the first
+    columns: str = 'path label',
+    root: str | Path | None = None,
+    classes: list[str] | None = None,
+    event: Callable[[str], str] | None = None,
+    trained_view: str | None = None,
     dataset: str = 'lists',
-) -> pd.DataFrame:  # segments
-    "Read segments from one list file for each view and split"
+) -> pd.DataFrame:
+    """Read segments from one list file for each view and split
+
+    Parameters
+    ----------
+    lists : dict
+        (view, split) -> list file.
+    columns : str
+        What the numbers of a line mean: 'path label', 'path n_frames label', 'path start n_frames label'
+        or 'path start end label'.
+    root : str or Path, optional
+        What the paths are relative to; default: each list's folder.
+    classes : list of str, optional
+        Names of the labels 0, 1, …; default: the labels themselves.
+    event : callable, optional
+        Path -> moment, equal in all views; default: each row is a moment of its own.
+    trained_view : str, optional
+        Default: the first.
+    dataset : str
+        Name for tables and figures.
+
+    Returns
+    -------
+    DataFrame
+        Segments, see `as_segments`.
+
+    Raises
+    ------
+    InputError
+        For a list that is missing or a line of another form, or if no video is there.
+
+    Examples
+    --------
+    >>> load_lists({('front', 'train'): 'train.txt', ('side', 'test'): 'test.txt'})  # doctest: +SKIP
+    """
     tables = []
     for (view, split), path in lists.items():
         rows = _read_list(path, columns).assign(view=view, split=split)
@@ -67,13 +93,11 @@ def load_lists(
         tables.append(rows)
     rows = pd.concat(tables, ignore_index=True)
     if event:
-        rows['event'] = (
-            rows.path.map(event) + ' ' + rows.get('start', pd.Series(0, rows.index)).astype(str)
-        )
+        start = rows.get('start', pd.Series(0, rows.index)).astype(str)
+        rows['event'] = rows.path.map(event) + ' ' + start
     if classes:
-        rows['label'] = rows.label.map({str(i): c for i, c in enumerate(classes)}).fillna(
-            rows.label
-        )
+        names = {str(i): c for i, c in enumerate(classes)}
+        rows['label'] = rows.label.map(names).fillna(rows.label)
     expect_videos(rows, 'the paths of the lists below root')
     return as_segments(
         fill_in(rows),
@@ -83,34 +107,60 @@ def load_lists(
         cluster='event',
     )
 
+# %% ../../nbs/01_datasets/05_formats.ipynb #756ea0f4
+VIDEOS = '.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v'
+PARTS = {'train': 'train', 'validation': 'val', 'val': 'val', 'test': 'test'}  # folder -> split
+
+# %% ../../nbs/01_datasets/05_formats.ipynb #d29b5191
+def _read_part(here: Path) -> pd.DataFrame:
+    "Rows of one folder of a videofolder, by its metadata.csv or by its subfolders"
+    if (here / 'metadata.csv').exists():
+        need = ['file_name', 'label']
+        rows = read_table(here / 'metadata.csv', need, ['start', 'end'], may_be_empty=True)
+        return rows.assign(path=[str(here / f) for f in rows.file_name]).drop(columns='file_name')
+    files = sorted(f for f in here.glob('*/*') if f.suffix.lower() in VIDEOS)
+    return pd.DataFrame({'path': map(str, files), 'label': [f.parent.name for f in files]})
+
 # %% ../../nbs/01_datasets/05_formats.ipynb #1dea2bc6
+@reader('videofolder')
 def load_videofolder(
-    root: str | Path,  # holds train/, validation/ or val/, test/
+    root: str | Path,
     *,
-    view: str = 'camera',  # name of the view where metadata.csv has none
-    trained_view: str | None = None,  # default: the first
-) -> pd.DataFrame:  # segments
-    "Read segments from a Hugging Face videofolder"
-    tables = []
-    for folder, split in {
-        'train': 'train',
-        'validation': 'val',
-        'val': 'val',
-        'test': 'test',
-    }.items():
-        here = Path(root) / folder
-        if (here / 'metadata.csv').exists():
-            rows = read_table(here / 'metadata.csv', ['file_name', 'label'], ['start', 'end'])
-            rows['path'] = [str(here / f) for f in rows.pop('file_name')]
-        else:
-            files = sorted(f for f in here.glob('*/*') if f.suffix.lower() in VIDEOS)
-            rows = pd.DataFrame({'path': map(str, files), 'label': [f.parent.name for f in files]})
-        tables.append(rows.assign(split=split))
+    view: str = 'camera',
+    trained_view: str | None = None,
+) -> pd.DataFrame:
+    """Read segments from a Hugging Face videofolder
+
+    Parameters
+    ----------
+    root : str or Path
+        Holds train/, validation/ or val/, test/, each with <label>/x.mp4 or metadata.csv.
+    view : str
+        Name of the view where metadata.csv has none.
+    trained_view : str, optional
+        Default: the view of the first row.
+
+    Returns
+    -------
+    DataFrame
+        Segments, see `as_segments`.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or no video of its tables.
+
+    Examples
+    --------
+    >>> load_videofolder('/data/mine').groupby('split').size()  # doctest: +SKIP
+    """
+    tables = [_read_part(Path(root) / f).assign(split=split) for f, split in PARTS.items()]
     rows = pd.concat(tables, ignore_index=True)
     if rows.empty:
         expected = 'train/<label>/x.mp4 or train/metadata.csv'
         raise InputError('No videofolder', where=root, expected=expected)
-    rows['view'] = rows.get('view', pd.Series(view, rows.index)).fillna(view)
+    views = rows.get('view', pd.Series(view, rows.index)).fillna(view)
+    rows['view'] = views.where(views != '', view)
     expect_videos(rows, 'the files that metadata.csv names')
     return as_segments(
         fill_in(rows),
@@ -120,37 +170,77 @@ def load_videofolder(
         cluster='subject' if 'subject' in rows else 'event',
     )
 
-# %% ../../nbs/01_datasets/05_formats.ipynb #756ea0f4
-VIDEOS = '.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v'
-
 # %% ../../nbs/01_datasets/05_formats.ipynb #3971a6c4
-ASSEMBLY101_VIEWS = {
-    **{
-        f'C{c}_rgb': f'v{i}'
-        for i, c in enumerate((10095, 10115, 10118, 10119, 10379, 10390, 10395, 10404), 1)
-    },
-    **{
-        f'HMC_{c}_mono10bit': f'e{i}'
-        for i, c in enumerate((84346135, 84347414, 84355350, 84358933), 1)
-    },
-    **{
-        f'HMC_{c}_mono10bit': f'e{i}'
-        for i, c in enumerate((21176875, 21176623, 21110305, 21179183), 1)
-    },
+_FIXED = '10095 10115 10118 10119 10379 10390 10395 10404'.split()
+_HEAD = '84346135 84347414 84355350 84358933'.split(), '21176875 21176623 21110305 21179183'.split()
+ASSEMBLY101_VIEWS = {  # camera of a file -> view; the head-mounted ones were replaced once
+    **{f'C{camera}_rgb': f'v{i}' for i, camera in enumerate(_FIXED, 1)},
+    **{f'HMC_{c}_mono10bit': f'e{i}' for rig in _HEAD for i, c in enumerate(rig, 1)},
 }
 
+# %% ../../nbs/01_datasets/05_formats.ipynb #729d9b72
+def _at_rate(frame, fps):
+    "Frame number of a list at 30 per second, in a video of another rate (60 if it cannot be read)"
+    return int(frame * Fraction(60 if np.isnan(fps) else fps).limit_denominator(1001) / 30)
+
+# %% ../../nbs/01_datasets/05_formats.ipynb #05991923
+def _of_sessions(rows, root) -> pd.DataFrame:
+    "Add view, subject, event and path to rows of Assembly101's lists"
+    place = rows.video.str.extract(r'^(?P<session>[^/]+)/(?P<camera>\w+)\.mp4$')
+    span = rows.start_frame.astype(str) + '-' + rows.end_frame.astype(str)
+    return rows.assign(
+        view=place.camera.map(ASSEMBLY101_VIEWS).fillna(place.camera),
+        subject=place.session.str.extract(r'_both_(\d+)')[0],  # nusar-2021_action_both_9011-…
+        session=place.session,
+        event=place.session + '/' + span + ' ' + rows.label,
+        path=[str(Path(root) / v) for v in rows.video],
+    )
+
 # %% ../../nbs/01_datasets/05_formats.ipynb #0e223dd5
+@reader('assembly101')
 def load_assembly101(
-    root: str | Path,  # folder of the sessions, each with a file for each camera
+    root: str | Path,
     *,
-    annotations: str | Path,  # folder of the fine-grained lists
-    parts: tuple = (('train', 'train'), ('test', 'validation')),  # (split, name of the list)
-    label: str = 'action',  # or 'verb', 'noun'; the other two are further label sets
-    views: list[str] | None = None,  # v1..v8, e1..e4; default: all
+    annotations: str | Path,
+    parts: tuple = (('train', 'train'), ('test', 'validation')),
+    label: str = 'action',
+    views: list[str] | None = None,
     trained_view: str = 'v1',
-) -> pd.DataFrame:  # segments
-    "Read the fine-grained actions of Assembly101"
+) -> pd.DataFrame:
+    """Read the fine-grained actions of Assembly101
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the sessions, each with a file for each camera.
+    annotations : str or Path
+        Folder of the fine-grained lists.
+    parts : tuple of (split, name of the list)
+        Which list plays which part.
+    label : str
+        'action', 'verb' or 'noun'; the other two are further label sets.
+    views : list of str, optional
+        v1..v8, e1..e4; default: all.
+    trained_view : str
+        The view that probes are trained on.
+
+    Returns
+    -------
+    DataFrame
+        Segments, see `as_segments`, with a further column `session`.
+
+    Raises
+    ------
+    InputError
+        For a label or column that does not exist, or if no video is there.
+
+    Examples
+    --------
+    >>> load_assembly101('/data/assembly101', annotations='/data/lists')  # doctest: +SKIP
+    """
     need, kinds = ['video', 'start_frame', 'end_frame'], ('action', 'verb', 'noun')
+    if label not in kinds:
+        raise unknown('kind of label', label, kinds)
     columns = {f'{k}_cls': 'label' if k == label else k for k in kinds}
     rows = pd.concat(
         read_table(Path(annotations) / f'{name}.csv', [*need, f'{label}_cls'], need[1:])
@@ -158,18 +248,12 @@ def load_assembly101(
         .assign(split=split)
         for split, name in parts
     )
-    rows = rows.rename(columns=columns).reset_index(drop=True)
-    place = rows.video.str.extract(r'^(?P<session>[^/]+)/(?P<camera>\w+)\.mp4$')
-    rows['view'] = place.camera.map(ASSEMBLY101_VIEWS).fillna(place.camera)
-    rows['subject'] = place.session.str.extract(r'_both_(\d+)')[0]  # nusar-2021_action_both_9011-…
-    span = rows.start_frame.astype(str) + '-' + rows.end_frame.astype(str)
-    rows['event'] = place.session + '/' + span + ' ' + rows.label
-    rows['path'] = [str(Path(root) / v) for v in rows.video]
+    rows = _of_sessions(rows.rename(columns=columns).reset_index(drop=True), root)
     rows = rows[rows.view.isin(views or rows.view.unique())]
     expect_videos(rows, f'{root}/<session>/<camera>.mp4')
     rows = fill_in(rows.assign(start=0, end=1))
-    for of, column in (('start_frame', 'start'), ('end_frame', 'end')):
-        rows[column] = [_at_rate(n, fps) for n, fps in zip(rows[of], rows.fps)]
+    for source, column in (('start_frame', 'start'), ('end_frame', 'end')):
+        rows[column] = [_at_rate(n, fps) for n, fps in zip(rows[source], rows.fps)]
     return as_segments(
         rows.drop(columns=['video', 'start_frame', 'end_frame']),
         dataset='assembly101',
@@ -178,45 +262,77 @@ def load_assembly101(
         label_sets=[k for k in kinds if k in rows],
     )
 
-# %% ../../nbs/01_datasets/05_formats.ipynb #729d9b72
-def _at_rate(frame, fps):
-    "Frame number of a list at 30 per second, in a video of another rate (60 if it cannot be read)"
-    return int(frame * Fraction(60 if np.isnan(fps) else fps).limit_denominator(1001) / 30)
-
 # %% ../../nbs/01_datasets/05_formats.ipynb #2940ff92
 NTU_NAME = re.compile(r'(S\d{3})(C\d{3})(P\d{3})(R\d{3})(A\d{3})(_rgb)?\.(?:avi|mp4)$')
-
-
 NTU_TRAIN = """1 2 4 5 8 9 13 14 15 16 17 18 19 25 27 28 31 34 35 38 45 46 47 49 50 52 53 54 55 56 57 58 59
 70 74 78 80 81 82 83 84 85 86 89 91 92 93 94 95 97 98 100 103"""  # cross-subject, 120 classes
 
-# %% ../../nbs/01_datasets/05_formats.ipynb #91f8de82
-def load_ntu(
-    root: str | Path,  # folder of the videos, at any depth
-    *,
-    protocol: str = 'subject',  # or 'view'
-    names: list[str] | None = None,  # of A001, A002, …; default: those codes
-    val: float = 0.1,  # share of the training performers drawn for validation; no official list
-    seed: int = 0,  # of that draw
-    trained_view: str = 'C002',
-) -> pd.DataFrame:  # segments: each file is one
-    "Read NTU RGB+D (60 or 120) from the names of its files"
-    if protocol not in ('subject', 'view'):
-        raise unknown('protocol', protocol, ['subject', 'view'])
-    found = [
-        (str(p), *m.groups()[:5])
-        for p in sorted(Path(root).rglob('*'))
-        if (m := NTU_NAME.match(p.name))
-    ]
-    rows = pd.DataFrame(found, columns=['path', 'setup', 'view', 'subject', 'repeat', 'action'])
-    expect_videos(rows, f'{root}/S001C001P001R001A001_rgb.avi')
+# %% ../../nbs/01_datasets/05_formats.ipynb #1c7d7d85
+def _ntu_split(rows, protocol, val, seed) -> pd.Series:
+    "train, val or test for each row"
     train = {f'P{int(n):03d}' for n in NTU_TRAIN.split()}
     drawn = np.random.default_rng(seed).permutation(sorted(train & set(rows.subject)))
     drawn = drawn[: round(val * len(drawn))]
-    of_train = rows.subject.isin(train) if protocol == 'subject' else rows.view != 'C001'
-    rows['split'] = of_train.map({True: 'train', False: 'test'})
-    rows.loc[of_train & rows.subject.isin(drawn), 'split'] = 'val'
-    rows['event'] = rows.setup + rows.subject + rows.repeat + rows.action
+    trained = rows.subject.isin(train) if protocol == 'subject' else rows.view != 'C001'
+    split = trained.map({True: 'train', False: 'test'})
+    return split.mask(trained & rows.subject.isin(drawn), 'val')
+
+# %% ../../nbs/01_datasets/05_formats.ipynb #91f8de82
+@reader('ntu')
+def load_ntu(
+    root: str | Path,
+    *,
+    protocol: str = 'subject',
+    names: list[str] | None = None,
+    val: float = 0.1,
+    seed: int = 0,
+    trained_view: str = 'C002',
+) -> pd.DataFrame:
+    """Read NTU RGB+D (60 or 120) from the names of its files; each file is one segment
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the videos, at any depth.
+    protocol : str
+        'subject': the official 53 performers train; 'view': cameras 2 and 3 train.
+    names : list of str, optional
+        Names of A001, A002, …; default: those codes.
+    val : float
+        Share of the training performers drawn for validation, 0..1; there is no official list.
+    seed : int
+        Of that draw.
+    trained_view : str
+        The camera that probes are trained on.
+
+    Returns
+    -------
+    DataFrame
+        Segments, see `as_segments`, with a further column `session`.
+
+    Raises
+    ------
+    InputError
+        For an unknown protocol, or if there is no such video.
+
+    Examples
+    --------
+    >>> load_ntu('/data/ntu', protocol='view')  # doctest: +SKIP
+    """
+    if protocol not in ('subject', 'view'):
+        raise unknown('protocol', protocol, ['subject', 'view'])
+    if not 0 <= val < 1:
+        raise InputError('No such share', expected='0 <= val < 1', found=val)
+    files = ((p, NTU_NAME.match(p.name)) for p in sorted(Path(root).rglob('*')))
+    found = [(str(p), *m.groups()[:5]) for p, m in files if m]
+    rows = pd.DataFrame(found, columns=['path', 'setup', 'view', 'subject', 'repeat', 'action'])
+    expect_videos(rows, f'{root}/S001C001P001R001A001_rgb.avi')
+    rows['split'] = _ntu_split(rows, protocol, val, seed)
+    rows['session'] = rows.setup + rows.subject + rows.repeat
+    rows['event'] = rows.session + rows.action
+    if names and len(rows) and int(rows.action.max()[1:]) > len(names):
+        found = f'{len(names)} names, and videos of {rows.action.max()}'
+        raise InputError('Not a name for each action', where=root, found=found)
     rows['label'] = [names[int(a[1:]) - 1] if names else a for a in rows.action]
     return as_segments(
         fill_in(rows.drop(columns=['setup', 'repeat', 'action'])),

@@ -7,6 +7,7 @@ __all__ = ['load_ikea_asm']
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #2625f516
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -14,26 +15,22 @@ import numpy as np
 import pandas as pd
 
 from fmhar.datasets.drive_act import _folder
-from fmhar.datasets.segments import as_segments, expect_videos, fill_in
+from fmhar.datasets.segments import as_segments, expect_videos, fill_in, reader
 from fmhar.errors import InputError, unknown
 from fmhar.files import read_json
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #02de03d6
 IKEA_VIEWS = {'dev1': 'side', 'dev2': 'front', 'dev3': 'top'}
-
-
 ENVIRONMENTS = {1: (1, 2), 2: (4, 5), 3: (6, 7), 4: (8,), 5: (9, 10, 11)}  # their calibrations
-
-
 SCAN = r'^[^/]+/(?P<subject>\d{4})_[^_/]+_[^_/]+_(?P<calibration>\d\d)_\d\d(?:_\d+){5}'
 
-
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #713cecfc
 def _scan_facts(
     scans: pd.Series,  # '<Furniture>/<scan>'
 ) -> pd.DataFrame:  # columns subject, calibration, environment
     "What the name of each scan says; nothing where it breaks the pattern"
     facts = scans.str.extract(SCAN)
-    environment = {f'{c:02d}': f'env{e}' for e, of in ENVIRONMENTS.items() for c in of}
+    environment = {f'{c:02d}': f'env{e}' for e, numbers in ENVIRONMENTS.items() for c in numbers}
     return facts.assign(environment=facts.calibration.map(environment))
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #f95012ab
@@ -46,7 +43,7 @@ IKEA_FILES = dict(
     test='test_cross_env.txt',
 )
 
-
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #8d988825
 def _ikea_file(
     folders: list[Path],  # where to look, with their usual subfolders
     name: str,  # one of IKEA_FILES
@@ -62,47 +59,78 @@ def _ikea_file(
         )
     return found[0]
 
-
-def _lines(folders, name):
-    return [
-        ' '.join(s.split()) for s in _ikea_file(folders, name).read_text().splitlines() if s.strip()
-    ]
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #37ae1182
+def _lines(folders, name) -> list[str]:
+    "Lines of a list, with single blanks, without empty ones"
+    path = _ikea_file(folders, name)
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as e:
+        raise InputError('Not a text file', where=path, expected='UTF-8', found=e.reason) from None
+    return [' '.join(line.split()) for line in lines if line.strip()]
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #dbebe0ad
 def _ikea_names(folders) -> dict[tuple[int, int], str]:  # (action, object) -> class
     "The class of each listed pair of an action and an object"
     names, pairs = _lines(folders, 'classes'), _lines(folders, 'pairs')
+    where = _ikea_file(folders, 'pairs')
     if len(names) != len(pairs):
-        where = _ikea_file(folders, 'pairs')
-        raise InputError(
-            'Not one pair for each class', where=where, expected=len(names), found=len(pairs)
-        )
+        what = 'Not one pair for each class'
+        raise InputError(what, where=where, expected=len(names), found=len(pairs))
+    for pair in pairs:
+        if not all(number.isdigit() for number in pair.split()) or len(pair.split()) < 2:
+            expected = 'the numbers of an action and an object'
+            raise InputError('Not a pair', where=where, expected=expected, found=pair)
     return {tuple(map(int, pair.split())): name for pair, name in zip(pairs, names)}
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #7c691a04
 VIDEOS = (
     'SELECT id AS video_id, video_path, camera AS view, nframes FROM videos WHERE annotated = 1'
 )
-
-
 ROWS = """SELECT video_id, atomic_action_id, object_id, starting_frame AS start, ending_frame AS "end"
 FROM annotations ORDER BY video_id, starting_frame"""
 
-
-def _ikea_database(folders) -> pd.DataFrame:  # scan, view, start, end, label
-    "Segments of each camera as the database has them; what no listed action covers is NA"
-    path, names = _ikea_file(folders, 'database'), _ikea_names(folders)
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #3e3a105a
+def _read_database(path) -> tuple[pd.DataFrame, pd.DataFrame]:  # videos, rows
+    "The two tables of the database, with whole numbers where numbers belong"
     try:
         with closing(sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro', uri=True)) as db:
             videos, rows = pd.read_sql(VIDEOS, db), pd.read_sql(ROWS, db)
     except (sqlite3.Error, pd.errors.DatabaseError) as e:
         raise InputError('Not the database of IKEA-ASM', where=path, found=e) from None
-    videos['scan'] = videos.video_path.str.extract('^([^/]+/[^/]+)/')
+    videos['scan'] = videos.video_path.astype(str).str.extract('^([^/]+/[^/]+)/')
     videos = videos[videos.scan.str.match(SCAN, na=False)]  # one is called special_test
+    rows = rows[rows.video_id.isin(videos.video_id)]
+    for table, columns in ((videos, ['nframes']), (rows, ['start', 'end'])):
+        for column in columns:
+            _must_be_frames(table[column], path)
+    return (
+        videos.astype({'nframes': 'int64'}),
+        rows.astype({'start': 'int64', 'end': 'int64'}),
+    )
+
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #1b8b6986
+MOST_FRAMES = 10**8  # a month at 30 frames a second
+
+
+def _must_be_frames(column, path):
+    "Raise for the first cell that is no number of frames"
+    number = pd.to_numeric(column, errors='coerce')
+    bad = column[number.isna() | (number % 1 != 0) | (number.abs() > MOST_FRAMES)]
+    if len(bad):
+        where, found = f'{path}, column {column.name}', repr(bad.iloc[0])
+        raise InputError('Not a number of frames', where=where, found=found)
+
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #90f189e3
+def _ikea_database(folders) -> pd.DataFrame:  # scan, view, start, end, label
+    "Segments of each camera as the database has them; what no listed action covers is NA"
+    path, names = _ikea_file(folders, 'database'), _ikea_names(folders)
+    videos, rows = _read_database(path)
     rows['label'] = [names.get(pair) for pair in zip(rows.atomic_action_id, rows.object_id)]
     rows = rows.dropna(subset='label').merge(videos, on='video_id')
     rows['end'] = rows[['end', 'nframes']].min(axis=1)
-    gaps = [_gaps(rows[rows.video_id == v.video_id], v) for v in videos.itertuples()]
+    of_video = dict(list(rows.groupby('video_id')))
+    gaps = [_gaps(of_video.get(v.video_id, rows[:0]), v) for v in videos.itertuples()]
     rows = pd.concat([rows, *gaps], ignore_index=True)
     rows = rows[['scan', 'start', 'end', 'label', 'view']].drop_duplicates()
     return rows.sort_values(['scan', 'start', 'end', 'label'])
@@ -122,17 +150,17 @@ def _gaps(rows, video):
 def _ikea_json(folders) -> pd.DataFrame:  # scan, start, end, label
     "Segments as gt_segments.json has them, one list for all cameras"
     path = _ikea_file(folders, 'json')
-    content = read_json(path)
+    content, rows = read_json(path), []
     try:
-        rows = [
-            (scan, *a['segment'], ' '.join(a['label'].split()))
-            for scan, video in content['database'].items()
-            for a in video['annotation']
-        ]
-        rows = pd.DataFrame(rows, columns=['scan', 'start', 'end', 'label'])
+        for scan, video in content['database'].items():
+            for a in video['annotation']:
+                first, last = a['segment']
+                if not (type(first) is type(last) is int):
+                    raise ValueError(f'segment {a["segment"]!r} of {scan}')
+                rows.append((scan, first, last + 1, ' '.join(a['label'].split())))
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise InputError('Not the segments of IKEA-ASM', where=path, found=repr(e)) from None
-    return rows.assign(end=rows.end + 1)  # the last frame belongs to it
+    return pd.DataFrame(rows, columns=['scan', 'start', 'end', 'label'])
 
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #6aa650e0
 def ikea_asm_differences(
@@ -145,11 +173,25 @@ def ikea_asm_differences(
     both['only_in'] = both.only_in.map({'left_only': 'database', 'right_only': 'json'})
     return both.dropna(subset='only_in').reset_index(drop=True)
 
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #8701acfd
+def _ikea_parts(folders, scans) -> dict[str, str]:  # scan -> train or test
+    "The owners' lists; a scan in both would be tested on what it was trained on"
+    parts = {part: set(_lines(folders, part)) for part in ('train', 'test')}
+    if both := sorted(parts['train'] & parts['test']):
+        where = _ikea_file(folders, 'train')
+        what, do = f'{len(both)} scans are in both lists', 'remove them from one of the lists'
+        raise InputError(what, where=where, found=', '.join(both[:3]), do=do)
+    listed = pd.Series(sorted(parts['train'] | parts['test']), dtype=object)
+    absent = sorted(set(listed[listed.str.match(SCAN)]) - set(scans))
+    if absent:
+        text = f'{len(absent)} listed scans have no annotations, e.g. {absent[0]}'
+        warnings.warn(text, stacklevel=4)
+    return {scan: part for part, names in parts.items() for scan in names}
+
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #19b5577b
 def _ikea_split(folders, scans, test_calibrations, val, val_by, seed):
     "A table by scan: subject, environment, split; without scans that no list holds"
-    parts = {scan: part for part in ('train', 'test') for scan in _lines(folders, part)}
-    df = _scan_facts(scans).assign(scan=scans, split=scans.map(parts))
+    df = _scan_facts(scans).assign(scan=scans, split=scans.map(_ikea_parts(folders, scans)))
     df = df.dropna(subset=['subject', 'split'])
     if test_calibrations is not None:
         keep = df.calibration.astype(int).isin(test_calibrations)
@@ -160,33 +202,85 @@ def _ikea_split(folders, scans, test_calibrations, val, val_by, seed):
     df.loc[(df.split == 'train') & df[val_by].isin(drawn), 'split'] = 'val'
     return df[['scan', 'subject', 'environment', 'split']]
 
+# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #b2a13976
+SOURCES, GROUPS = ('database', 'json'), ('scan', 'environment', 'subject')
+
+
+def _scan_video(root, scan, view):
+    "The video of a scan, or its folder of frames where there is no video"
+    images = Path(root) / scan / view / 'images'
+    video = images / 'scan_video.avi'
+    return str(images if next(images.glob('*.jpg'), None) and not video.exists() else video)
+
 # %% ../../nbs/01_datasets/04_ikea_asm.ipynb #3a3ac203
+@reader('ikea_asm')
 def load_ikea_asm(
-    root: str | Path,  # folder of the furniture's folders
+    root: str | Path,
     *,
-    annotations: str | Path | None = None,  # folder of the annotations; default: root
-    source: str = 'database',  # or 'json': gt_segments.json
-    views: list[str] | None = None,  # dev1..dev3, or side, front, top; default: all
-    na: bool = True,  # keep what is no listed action, as class NA
-    test_calibrations: tuple[int, ...] | None = None,  # only these of the test list, e.g. (4, 5)
-    val: float = 0.1,  # share of the training scans or environments drawn for validation
-    val_by: str = 'scan',  # or 'environment', 'subject': what is drawn as a whole
-    seed: int = 0,  # of that draw
-    trained_view: str = 'dev2',  # front (Sec. 3.5)
-) -> pd.DataFrame:  # segments, with further columns scan and environment
-    "Read IKEA-ASM: each row is one action of a furniture assembly in one view"
+    annotations: str | Path | None = None,
+    source: str = 'database',
+    views: list[str] | None = None,
+    na: bool = True,
+    test_calibrations: tuple[int, ...] | None = None,
+    val: float = 0.1,
+    val_by: str = 'scan',
+    seed: int = 0,
+    trained_view: str = 'dev2',
+) -> pd.DataFrame:
+    """Read IKEA-ASM: each row is one action of a furniture assembly in one view
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the furniture's folders.
+    annotations : str or Path, optional
+        Folder of the annotations; default: root.
+    source : str
+        'database', or 'json' for gt_segments.json.
+    views : list of str, optional
+        dev1..dev3, or side, front, top; default: all.
+    na : bool
+        Keep what is no listed action, as class NA.
+    test_calibrations : tuple of int, optional
+        Only these calibrations of the test list, e.g. (4, 5).
+    val : float
+        Share of the training groups drawn for validation, 0..1; there is no official list.
+    val_by : str
+        What is drawn as a whole: 'scan', 'environment' or 'subject'.
+    seed : int
+        Of that draw.
+    trained_view : str
+        The paper trains on the front camera (Sec. 3.5).
+
+    Returns
+    -------
+    DataFrame
+        Segments, see `as_segments`, with further columns `scan` and `environment`; intervals resample
+        persons.
+
+    Raises
+    ------
+    InputError
+        For a name that does not exist, a file that is missing or broken, or if no video is there.
+
+    Examples
+    --------
+    >>> load_ikea_asm('/data/ikea_asm', views=['front', 'top'], na=False)  # doctest: +SKIP
+    """
     for kind, name, known in (('source', source, SOURCES), ('group', val_by, GROUPS)):
         if name not in known:
             raise unknown(kind, name, known)
+    if not 0 <= val < 1:
+        raise InputError('No such share', expected='0 <= val < 1', found=val)
     folders = [Path(f) for f in (annotations, root) if f]
     known = list(IKEA_VIEWS)
-    trained_view = _folder(trained_view, known, IKEA_VIEWS)
+    trained_view = _folder(trained_view, known, IKEA_VIEWS, 'trained view')
     views = pd.DataFrame({'view': [_folder(v, known, IKEA_VIEWS) for v in views or known]})
     if source == 'json':
         rows = views.merge(_ikea_json(folders), how='cross')
     else:
         rows = views.merge(_ikea_database(folders), on='view')
-    scans = pd.Series(rows.scan.unique())
+    scans = pd.Series(rows.scan.unique(), dtype=object)
     rows = rows.merge(_ikea_split(folders, scans, test_calibrations, val, val_by, seed), on='scan')
     rows = rows if na else rows[rows.label != 'NA']
     span = rows.start.astype(str) + '-' + rows.end.astype(str)
@@ -199,16 +293,5 @@ def load_ikea_asm(
         dataset='ikea_asm',
         classes=['NA'] * na + sorted(_ikea_names(folders).values()),
         trained_view=trained_view,
-        cluster='scan',
         view_names=IKEA_VIEWS,
     )
-
-# %% ../../nbs/01_datasets/04_ikea_asm.ipynb #b2a13976
-SOURCES, GROUPS = ('database', 'json'), ('scan', 'environment', 'subject')
-
-
-def _scan_video(root, scan, view):
-    "The video of a scan, or its folder of frames where there is no video"
-    images = Path(root) / scan / view / 'images'
-    video = images / 'scan_video.avi'
-    return str(images if next(images.glob('*.jpg'), None) and not video.exists() else video)

@@ -37,10 +37,24 @@ def _base_form(label):
     return ' '.join([re.sub(r'(.)\1$', r'\1', verb), *rest])
 
 # %% ../../nbs/01_datasets/06_pairs.ipynb #6c43a3b3
-def symmetric_pairs(
-    classes: list[str],  # class names, verb first, joined by blanks or underscores
-) -> list[tuple[str, str]]:  # in class order
-    "Pairs of classes of which each is the other one played backwards, by their verbs"
+def symmetric_pairs(classes: list[str]) -> list[tuple[str, str]]:
+    """Pairs of classes of which each is the other one played backwards, by their verbs
+
+    Parameters
+    ----------
+    classes : list of str
+        Class names, verb first, joined by blanks or underscores.
+
+    Returns
+    -------
+    list of (str, str)
+        Both names of each pair, in class order.
+
+    Examples
+    --------
+    >>> symmetric_pairs(['closing_door', 'drinking', 'opening_door'])
+    [('closing_door', 'opening_door')]
+    """
     named = {_base_form(c): c for c in classes}
     pairs = set()
     for there, back in REVERSALS:

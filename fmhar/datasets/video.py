@@ -7,6 +7,7 @@ __all__ = ['Transform', 'video_info']
 
 # %% ../../nbs/01_datasets/08_video.ipynb #d20f6032
 import os
+import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from fmhar.datasets.containers import (
@@ -25,26 +27,40 @@ from fmhar.datasets.containers import (
     open_video,
     read_packets,
 )
-from fmhar.errors import InputError, VideoError, unknown, video_error
+from fmhar.errors import InputError, VideoError, missing_video, unknown, video_error
 
 # %% ../../nbs/01_datasets/08_video.ipynb #d7dd2ca1
 @dataclass(frozen=True)
 class Transform:
-    "From a frame of any size to the square that a backbone sees"
+    """From a frame of any size to the square that a backbone sees
 
-    resize: int = 256  # short side, pixels
-    crop: int = 224  # side of the square cut out of the middle, pixels (Sec. 3.5)
+    Parameters
+    ----------
+    resize : int
+        Short side after resizing, pixels.
+    crop : int
+        Side of the square that is cut out, pixels (Sec. 3.5).
+
+    Raises
+    ------
+    InputError
+        If the square does not fit into the resized frame.
+
+    Examples
+    --------
+    >>> Transform().size(1280, 1024)
+    (320, 256)
+    """
+
+    resize: int = 256
+    crop: int = 224
 
     def __post_init__(self):
         if not 0 < self.crop <= self.resize:
             raise InputError('The crop does not fit', expected='0 < crop <= resize', found=self)
 
-    def size(
-        self,
-        width: int,
-        height: int,
-    ) -> tuple[int, int]:  # width, height after resizing
-        "Size before the crop"
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        "Width and height after resizing"
         short = min(width, height)
         return width * self.resize // short, height * self.resize // short
 
@@ -53,20 +69,63 @@ class Transform:
         "The whole short side, nothing of it cut off"
         return Transform(self.crop, self.crop)
 
-    def cut(
-        self,
-        image: np.ndarray,  # (H, W, 3), resized
-        crop: str = 'centre',  # or 'first', 'middle', 'last': left or top, middle, right or bottom
-    ) -> np.ndarray:  # (3, crop, crop)
-        "A square, channels first"
+    def cut(self, image: np.ndarray, crop: str = 'centre') -> np.ndarray:
+        "A square (3, crop, crop) of a resized image (H, W, 3): centre, or first, middle, last"
         half = {'first': 0, 'last': 2}.get(crop, 1)
         top, left = ((side - self.crop) * half // 2 for side in image.shape[:2])
         square = image[top : top + self.crop, left : left + self.crop]
         return np.ascontiguousarray(square.transpose(2, 0, 1))
 
+# %% ../../nbs/01_datasets/08_video.ipynb #55225b06
+@dataclass(frozen=True)
+class RandomCrop:
+    "A random piece of a picture, told in full by its name"
+
+    area: tuple[float, float]  # least and largest share of the picture
+    ratio: tuple[float, float]  # least and largest width over height
+    draw: str  # hex digits: which of all such pieces
+    flip: bool = False  # mirror every second piece
+
+    def __str__(self):
+        spans = (f'{k}={a:g},{b:g}' for k, (a, b) in dict(area=self.area, ratio=self.ratio).items())
+        return ' '.join(['random', *spans, 'flip ' * self.flip + self.draw])
+
+    @classmethod
+    def read(cls, name: str) -> 'RandomCrop':  # the inverse of `str`
+        _, area, ratio, *flip, draw = name.split()
+        spans = (tuple(map(float, s.partition('=')[2].split(','))) for s in (area, ratio))
+        return cls(*spans, draw, bool(flip))
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int, bool]:
+        "Left, top, width and height in pixels, and whether it is mirrored"
+        rng = np.random.default_rng(int(self.draw, 16))
+        mirrored = bool(rng.random() < 0.5) and self.flip
+        for _ in range(10):  # as torchvision: again when the piece is larger than the picture
+            area = width * height * rng.uniform(*self.area)
+            ratio = np.exp(rng.uniform(*np.log(self.ratio)))
+            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if 0 < w <= width and 0 < h <= height:
+                left, top = rng.integers(0, [width - w + 1, height - h + 1]).tolist()
+                return left, top, w, h, mirrored
+        ratio = float(np.clip(width / height, *self.ratio))  # the largest in the middle
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - w) // 2, (height - h) // 2, w, h, mirrored
+
+# %% ../../nbs/01_datasets/08_video.ipynb #2b120f8c
+SQUARES = 'centre', 'first', 'middle', 'last'  # left, middle, right; of an upright one: top, bottom
+REGION = re.compile(r'(\d+) (\d+) ([1-9]\d*) ([1-9]\d*)')
+
+# %% ../../nbs/01_datasets/08_video.ipynb #45018278
+def read_crop(crop: str) -> tuple[tuple[int, int, int, int] | None, str]:
+    "The rectangle (x, y, width, height), or None for all of the picture, and the name of the square"
+    found = re.fullmatch(rf'(?:{REGION.pattern} ?)?({"|".join(SQUARES)}|random .+)?', crop)
+    if not crop or not found:
+        expected = f'"x y width height" in pixels, {", ".join(SQUARES)}, or both'
+        raise InputError('No such part of a picture', expected=expected, found=repr(crop))
+    *region, square = found.groups()
+    return tuple(map(int, region)) if region[0] else None, square or 'centre'
+
 # %% ../../nbs/01_datasets/08_video.ipynb #dcbd579a
-# AREA averages the pixels that become one, so thin things do not flicker; without the second flag
-# swscale halves the colour resolution of its output once more
 SCALING = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
 
 
@@ -76,22 +135,53 @@ class _Resizer:
     def __init__(self, transform):
         self.transform = transform
         self.scalers = {t: VideoReformatter() for t in (transform, transform.tight)}
+        self.colours, self.pieces = VideoReformatter(), VideoReformatter()
 
     def __call__(self, frame):  # av.VideoFrame -> (3, crop, crop) uint8
         return self.transform.cut(self.resized(frame, self.transform))
 
     def crops(self, frame, crops):  # -> (name, (3, crop, crop) uint8) of each
-        "Resized once, however many squares are cut out"
+        "Resized once for each rectangle and size, however many squares are cut out"
         images = {}
         for crop in crops:
-            t = self.transform if crop == 'centre' else self.transform.tight
-            images[t] = self.resized(frame, t) if t not in images else images[t]
-            yield crop, t.cut(images[t], crop)
+            region, square = read_crop(crop)
+            random = square.startswith('random')
+            how = 'whole' if random else self.transform
+            if not random and square != 'centre':
+                how = self.transform.tight
+            if (region, how) not in images:
+                part = frame if region is None else _part(frame, region)
+                images[region, how] = self.whole(part) if random else self.resized(part, how)
+            image = images[region, how]
+            yield crop, self.piece(image, square) if random else how.cut(image, square)
+
+    def whole(self, frame):  # -> (H, W, 3) uint8, all pixels
+        rgb = self.colours.reformat(frame, format='rgb24', interpolation=SCALING, threads=1)
+        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+
+    def piece(self, whole, name):  # -> (3, crop, crop) uint8
+        left, top, w, h, mirrored = RandomCrop.read(name).box(*whole.shape[1::-1])
+        pixels = np.ascontiguousarray(whole[top : top + h, left : left + w])
+        side, frame = self.transform.crop, av.VideoFrame.from_ndarray(pixels)
+        flags = SCALING | Interpolation.FULL_CHR_H_INP
+        square = self.pieces.reformat(frame, side, side, 'rgb24', interpolation=flags, threads=1)
+        square = square.to_ndarray()[:, :: -1 if mirrored else 1]
+        return np.ascontiguousarray(square.transpose(2, 0, 1))
 
     def resized(self, frame, transform):  # -> (H, W, 3) uint8
         size, scaler = transform.size(frame.width, frame.height), self.scalers[transform]
         rgb = scaler.reformat(frame, *size, 'rgb24', interpolation=SCALING, threads=1)
         return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+
+# %% ../../nbs/01_datasets/08_video.ipynb #94cb8cb5
+def _part(frame, region):
+    "The rectangle of a frame as it is shown, as a frame of its own"
+    x, y, width, height = region
+    image = np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90))
+    if x + width > image.shape[1] or y + height > image.shape[0]:
+        expected = f'within {image.shape[1]} x {image.shape[0]} pixels'
+        raise InputError('The crop is not within the picture', expected=expected, found=region)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
 
 # %% ../../nbs/01_datasets/08_video.ipynb #3728d4dc
 def _in_order(path):
@@ -100,11 +190,11 @@ def _in_order(path):
     with container:
         for packet in chain(read_packets(container, stream), [None]):  # None: what is held back
             frames, whole = _frames(stream.codec_context, packet)
-            yield from frames
-            if not whole:
+            if not whole:  # what was held back has gaps: a count of it would be wrong
                 return
+            yield from frames
 
-
+# %% ../../nbs/01_datasets/08_video.ipynb #898436db
 def _frames(decoder, packet, since=None):
     "Sound frames that the decoder gives for a packet, and whether all went well"
     try:
@@ -115,32 +205,37 @@ def _frames(decoder, packet, since=None):
     first = next(bad, len(frames))
     return frames[:first], whole and first == len(frames)
 
-# %% ../../nbs/01_datasets/08_video.ipynb #45d4ac21
-def _decode(container, stream, wanted, keys):
-    "Frames at the wanted times (sorted), in order; ends early where the file is broken"
-    todo, decoder, reached = deque(wanted), stream.codec_context, -1
-    wanted = set(wanted)
-    while todo:
-        goal = _gop(keys, todo[0])
-        if goal > reached:  # nothing is wanted before that key frame
-            packets, reached, since = _packets_from(container, stream, keys, goal), goal, keys[goal]
-        packet = next(packets, None)
-        if packet and packet.is_keyframe:
-            reached = max(reached, _gop(keys, packet.pts))
-        spare = decoder.name in SPARING and packet and packet.pts not in wanted
-        decoder.skip_frame = 'NONREF' if spare else 'DEFAULT'
-        frames, whole = _frames(decoder, packet, since)
-        for frame in frames:
-            if todo and frame.pts == todo[0]:
-                yield frame
-                todo.popleft()
-        if packet is None or not whole:
-            return
-
 # %% ../../nbs/01_datasets/08_video.ipynb #91e0e6bb
 SPARING = 'h264', 'hevc', 'mpeg4'  # decoders that obey skip_frame packet by packet
 
 
+def _needed_by_none(packet, codec) -> bool:
+    "Is no other frame built on this packet's? False where its bytes are not understood"
+    data = bytes(packet)
+    if codec.name == 'mpeg4':  # the two bits after the start code of a picture: 2 is a B-frame
+        at = data.find(b'\0\0\1\xb6') + 4
+        return 4 <= at < len(data) and data[at] >> 6 == 2
+    heads = _nal_heads(data, codec.extradata or b'', codec.name)
+    if codec.name == 'h264':  # types 1 to 5 are slices; the bits above count as their weight
+        slices = [head >> 5 for head in heads if 1 <= head & 31 <= 5]
+        return bool(slices) and not any(slices)
+    types = [head >> 1 for head in heads if head >> 1 < 32]  # even ones below 16: no reference
+    return bool(types) and all(t < 16 and t % 2 == 0 for t in types)
+
+# %% ../../nbs/01_datasets/08_video.ipynb #f2615377
+def _nal_heads(data, extradata, name) -> list[int]:
+    "First byte of each unit of a packet of H.264 or HEVC; none where the lengths do not add up"
+    if not extradata or extradata[0] != 1:  # start codes
+        return [data[m.end()] for m in re.finditer(b'\0\0\1', data) if m.end() < len(data)]
+    at = 4 if name == 'h264' else 21
+    n = (extradata[at] & 3) + 1 if len(extradata) > at else 4  # bytes of a length
+    heads, i = [], 0
+    while i + n < len(data):
+        heads.append(data[i + n])
+        i += n + int.from_bytes(data[i : i + n], 'big')
+    return heads if i == len(data) else []
+
+# %% ../../nbs/01_datasets/08_video.ipynb #47735f67
 def _gop(keys, time):
     "Index of the last key frame up to a time"
     return max(bisect_right(keys, time) - 1, 0)
@@ -156,15 +251,43 @@ def _packets_from(container, stream, keys, goal):
             return chain([first], packets)
     return iter(())
 
+# %% ../../nbs/01_datasets/08_video.ipynb #45d4ac21
+def _decode(container, stream, wanted, keys):
+    "Frames at the wanted times (sorted), in order; None where some were lost to damage"
+    todo, decoder, reached = deque(wanted), stream.codec_context, -1
+    wanted = set(wanted)
+    while todo:
+        goal = _gop(keys, todo[0])
+        if goal > reached:  # nothing is wanted before that key frame
+            packets, reached, since = _packets_from(container, stream, keys, goal), goal, keys[goal]
+        packet = next(packets, None)
+        if packet and packet.is_keyframe:
+            reached = max(reached, _gop(keys, packet.pts))
+        spare = packet and packet.pts not in wanted and decoder.name in SPARING
+        spare = spare and _needed_by_none(packet, decoder)
+        decoder.skip_frame = 'NONREF' if spare else 'DEFAULT'
+        frames, whole = _frames(decoder, packet, since)
+        for frame in frames:
+            if todo and frame.pts == todo[0]:
+                yield frame
+                todo.popleft()
+        passed = todo and frames and frames[-1].pts > todo[0]
+        if todo and (packet is None or passed or not whole):
+            yield None
+            reached = max(reached, goal)  # of what was damaged
+            after = keys[reached + 1 : reached + 2]
+            while todo and not (after and todo[0] >= after[0]):
+                todo.popleft()
+
 # %% ../../nbs/01_datasets/08_video.ipynb #40704dcb
 def _from_folder(folder, wanted):
-    "Wanted frames of a folder; ends early where a file is broken"
+    "Frame number and frame of a folder, without those that are damaged"
     files = image_files(folder)
     for i in wanted[: bisect_left(wanted, len(files))]:
         try:
             yield i, next(_in_order(files[i]))
         except (VideoError, StopIteration):
-            return
+            continue
 
 # %% ../../nbs/01_datasets/08_video.ipynb #7f1a6885
 @dataclass(frozen=True)
@@ -179,11 +302,32 @@ class VideoInfo:
     missing: int = 0  # frames more that the file's index promises: its end was cut off
 
 # %% ../../nbs/01_datasets/08_video.ipynb #bae288a6
-def video_info(
-    path: str | Path,  # video file or folder of frames
-) -> VideoInfo:
-    "Count the frames of a video without decoding more than one"
-    if Path(path).is_dir():
+def video_info(path: str | Path) -> VideoInfo:
+    """Count the frames of a video without decoding more than one
+
+    Parameters
+    ----------
+    path : str or Path
+        Video file, or folder of numbered frames.
+
+    Returns
+    -------
+    VideoInfo
+        `n_frames`, `fps`, `width`, `height`, `codec`, `missing` (frames that were cut off).
+
+    Raises
+    ------
+    MissingVideo
+        If there is no such file.
+    VideoError
+        If it is no video, or its first frame cannot be decoded.
+
+    Examples
+    --------
+    >>> video_info('a.mp4').n_frames  # doctest: +SKIP
+    120
+    """
+    if os.path.isdir(path):
         files = image_files(path)
         return replace(video_info(files[0]), n_frames=len(files), fps=float('nan'))
     container, stream = open_video(path)
@@ -196,6 +340,27 @@ def video_info(
     width, height = (first.width, first.height)[:: -1 if round(first.rotation / 90) % 2 else 1]
     return VideoInfo(times.n_frames, fps, width, height, codec, times.missing)
 
+# %% ../../nbs/01_datasets/08_video.ipynb #b438b900
+def sweep_crops(
+    path: str | Path,
+    wanted: Iterable[tuple[int, str]],  # frame number from 0 and crop, see `read_crop`
+    transform: Transform,
+    decoder: str = 'pyav',
+) -> Iterator[tuple[tuple[int, str], np.ndarray]]:  # frame number and crop, the picture; sorted
+    "Decode each wanted frame once, cut it as often as asked; then `VideoError` for what is lost"
+    if decoder not in DECODERS:
+        raise unknown('decoder', decoder, DECODERS)
+    crops = defaultdict(set)
+    for i, crop in wanted:
+        crops[int(i)].add(crop)
+    frames, resize, lost = sorted(crops), _Resizer(transform), set(crops)
+    for index, frame in DECODERS[decoder](path, frames):
+        for crop, image in resize.crops(frame, sorted(crops[index])):
+            yield (index, crop), image
+        lost.remove(index)
+    if lost:
+        raise _not_there(path, min(lost), len(lost))
+
 # %% ../../nbs/01_datasets/08_video.ipynb #407d2829
 def sweep(
     path: str | Path,  # video file or folder of frames
@@ -204,54 +369,46 @@ def sweep(
     *,
     decoder: str = 'pyav',  # or 'torchcodec', see below
 ) -> Iterator[tuple[int, np.ndarray]]:  # frame number, (3, crop, crop) uint8 RGB; sorted
-    "Decode each wanted frame once; `VideoError` at the first that cannot be had, after those before"
+    "Decode each wanted frame once; `VideoError` at the end if some cannot be had"
     for (index, _), image in sweep_crops(path, ((i, 'centre') for i in wanted), transform, decoder):
         yield index, image
 
-
-def sweep_crops(
-    path: str | Path,
-    wanted: Iterable[tuple[int, str]],  # frame number and crop, see `Transform.cut`
-    transform: Transform,
-    decoder: str = 'pyav',
-) -> Iterator[tuple[tuple[int, str], np.ndarray]]:  # frame number and crop, the picture; sorted
-    "The same for several squares of a frame"
-    if decoder not in DECODERS:
-        raise unknown('decoder', decoder, DECODERS)
-    crops = defaultdict(set)
-    for i, crop in wanted:
-        crops[int(i)].add(crop)
-    frames, resize, done = sorted(crops), _Resizer(transform), 0
-    for index, frame in DECODERS[decoder](path, frames):
-        for crop, image in resize.crops(frame, sorted(crops[index])):
-            yield (index, crop), image
-        done += 1
-    if done < len(frames):
-        raise _not_there(path, frames[done])
-
 # %% ../../nbs/01_datasets/08_video.ipynb #aabff16e
 def _frames_at(path, wanted):
-    "Frame number and frame, in order, up to the first that cannot be had"
-    if not wanted or wanted[0] < 0:
-        return
-    if Path(path).is_dir():
+    "Frame number and frame, in order, without those that cannot be had"
+    wanted = [i for i in wanted if i >= 0]
+    if os.path.isdir(path):
         yield from _from_folder(path, wanted)
         return
     container, stream = open_video(path)
     with container:
-        times, got = _times(path, container, stream), 0
+        times = _times(path, container, stream)
         wanted = wanted[: bisect_left(wanted, times.n_frames)]
-        if times.shown is not None:
-            at = times.shown[wanted].tolist()
-            for frame in _decode(container, stream, at, times.keys.tolist()):
-                yield wanted[got], frame
-                got += 1
-    if wanted[got:]:  # no times, or no true key frames to start from: count what comes out
-        left = set(wanted[got:])
-        counted = islice(enumerate(_in_order(path)), wanted[-1] + 1)
-        yield from ((i, frame) for i, frame in counted if i in left)
+        if times.shown is None:
+            yield from _counted(path, wanted)
+            return
+        number = dict(zip(times.shown[wanted].tolist(), wanted))
+        left, tried = deque(wanted), False
+        for frame in _decode(container, stream, list(number), times.keys.tolist()):
+            if frame is not None:
+                left = deque(i for i in left if i > number[frame.pts])
+                yield number[frame.pts], frame
+            elif not tried:
+                tried, counted = True, _counted(path, left)
+                first = next(counted, None)
+                if first is not None and first[0] == left[0]:
+                    yield from chain([first], counted)
+                    return
 
+# %% ../../nbs/01_datasets/08_video.ipynb #304315e7
+def _counted(path, wanted):
+    "Frame number and frame of those wanted, by counting what is decoded from the start"
+    if wanted:
+        frames = islice(enumerate(_in_order(path)), wanted[-1] + 1)
+        chosen = set(wanted)
+        yield from ((i, frame) for i, frame in frames if i in chosen)
 
+# %% ../../nbs/01_datasets/08_video.ipynb #50f2de16
 DECODERS = {'pyav': _frames_at}
 
 # %% ../../nbs/01_datasets/08_video.ipynb #76831b25
@@ -269,38 +426,54 @@ def _times(path, container, stream):
     return times
 
 # %% ../../nbs/01_datasets/08_video.ipynb #cb492996
-def _not_there(path, position):
-    "The error for a frame that did not come"
+def _not_there(path, position, n_lost=1):
+    "The error for frames that did not come, by the first of them"
     n = count_frames(path)
     if 0 <= position < n:
-        return video_error(
-            'A frame cannot be decoded', path, position, found=f'{n} frames, damaged here'
-        )
+        found = f'{n} frames, damaged here; {n_lost} of the wanted ones are lost'
+        return video_error('A frame cannot be decoded', path, position, found=found)
     do = 'look whether the annotations count frames of another camera or rate, or the file is cut'
     expected = f'a video of at least {position + 1} frames' if position > 0 else 'a number from 0'
-    return video_error(
-        'The video has no such frame', path, position, expected=expected, found=f'{n} frames', do=do
-    )
+    what, found = 'The video has no such frame', f'{n} frames'
+    return video_error(what, path, position, expected=expected, found=found, do=do)
+
+# %% ../../nbs/01_datasets/08_video.ipynb #29d39a25
+def damaged_frames(path: str | Path) -> list[int]:
+    "Frames of a video that cannot be decoded"
+    n = count_frames(path)
+    return sorted({*range(n)} - {i for i, _ in _frames_at(path, range(n))})
+
+# %% ../../nbs/01_datasets/08_video.ipynb #0ad584f8
+def broken_videos(
+    lost: pd.DataFrame,  # segments or clips that could not be had: path, view
+    errors: dict[str, VideoError],  # path -> what went wrong
+) -> pd.DataFrame:  # path, view, message, position (frame; NaN: the file), n_clips: a row a video
+    "Which videos broke, where, and what that costs"
+    rows = []
+    for (path, view), group in lost.groupby(['path', 'view'], sort=False):
+        error = errors.get(path) or missing_video(path)
+        rows.append((path, view, str(error), error.position, len(group)))
+    return pd.DataFrame(rows, columns=['path', 'view', 'message', 'position', 'n_clips'])
 
 # %% ../../nbs/01_datasets/08_video.ipynb #4f6ad0be
 def _torchcodec(path, wanted):
-    "Wanted frames by torchcodec; ends early where the file is broken"
+    "Frame number and frame by torchcodec, without those that cannot be had"
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError) as e:
         found = str(e).splitlines()[0]
         do = "pip install fmhar[torchcodec], or leave the decoder at 'pyav'"
         raise InputError('torchcodec cannot be loaded', found=found, do=do) from None
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         yield from _from_folder(path, wanted)
         return
     open_video(path)[0].close()  # raises for what is no video
     decoder = VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=1)
-    for i in wanted[: bisect_left(wanted, len(decoder))]:
+    for i in wanted[bisect_left(wanted, 0) : bisect_left(wanted, len(decoder))]:
         try:
             yield i, av.VideoFrame.from_ndarray(decoder[i].numpy())
         except RuntimeError:
-            return
+            continue
 
 
 DECODERS['torchcodec'] = _torchcodec

@@ -12,7 +12,8 @@ from fmhar.faces import face
 __getattr__, __dir__, __all__ = face(
     'fmhar.evaluation',
     {
-        'predictions': 'Predictions join predict',
+        'predictions': 'Predictions join',
+        'inference': 'predict',
         'order': 'order_test',
         'scores': 'score within_pairs calibration',
         'selection': 'select oracle_gap',

@@ -12,7 +12,7 @@ from fmhar.faces import face
 __getattr__, __dir__, __all__ = face(
     'fmhar.experiments',
     {
-        'description': 'READERS Experiment',
+        'description': 'Experiment',
         'clock': '',
         'rows': '',
         'running': 'Result run',

@@ -24,7 +24,7 @@ from fmhar.features.extraction import Extraction
 from fmhar.features.store import FeatureStore
 from fmhar.files import read_json
 from fmhar.probe import ProbeBank
-from fmhar.trainer.checkpoints import read_checkpoint
+from fmhar.trainer.checkpoints import Checkpoint
 from fmhar.trainer.recipe import Recipe
 from fmhar.trainer.state import History
 
@@ -53,8 +53,9 @@ def run_folder(folder: Path, run: str | None) -> tuple[Path, Path]:
 # %% ../../nbs/11_experiments/05_opened.ipynb #9f763266
 def read_experiment(settings: dict) -> Experiment:
     "The settings of run.json as they were"
-    known = {f.name for f in fields(Experiment)} - {'recipe', 'augmentation'}
+    known = {f.name for f in fields(Experiment)} - {'recipe'}
     values = {k: _tuples(v) for k, v in settings.items() if k in known}
+    values.setdefault('augmentation', 'none')  # versions before it had frozen clips
     of_recipe = {f.name for f in fields(Recipe)}
     recipe = {k: v for k, v in settings.get('recipe', {}).items() if k in of_recipe}
     return Experiment(**values, recipe=Recipe(**recipe))
@@ -71,6 +72,13 @@ def relocated(paths: pd.Series, root: str, out: Path) -> pd.Series:
         return paths
     moved = {p: new / Path(p).relative_to(old) for p in set(paths) if Path(p).is_relative_to(old)}
     return paths.map(lambda p: str(moved.get(p, p)))
+
+# %% ../../nbs/11_experiments/05_opened.ipynb #ad06cd92
+class AnyCheckpoint(Checkpoint):
+    "A checkpoint that is read, whichever run it is of"
+
+    def differences(self, known: dict | str, version: int) -> str:
+        return super().differences({}, version) if version > self.version else ''
 
 # %% ../../nbs/11_experiments/05_opened.ipynb #4a19d8f2
 class LoadedResult:
@@ -98,7 +106,7 @@ class LoadedResult:
 
     @cached_property
     def _checkpoint(self) -> dict:
-        state = read_checkpoint(self.folder / 'checkpoint.pt')
+        state = AnyCheckpoint(self.folder / 'checkpoint.pt').read()
         if state is None:
             raise InputError('The run kept no weights', where=self.folder / 'checkpoint.pt')
         return state

@@ -33,7 +33,9 @@ def specs_of(exp: Experiment) -> list[ProbeSpec]:
     return [replace(read_head(f), seed=seed) for seed in seeds for f in exp.fusions]
 
 # %% ../../nbs/11_experiments/03_rows.ipynb #c0dca2c7
-LATER = dict(seeds=(), augmentation=None, adaptation=())  # default of each setting that came later
+LATER = dict(
+    seeds=(), augmentation='none', stride=None, adaptation=()
+)  # default of each setting that came later
 
 
 def run_name(
@@ -67,7 +69,7 @@ def scored(
     rows.insert(0, 'fusion', rows.probe.str.split().str[0])
     how = trained_with(exp).reindex(rows.probe).reset_index(drop=True)
     how['seed'] = how.seed.fillna(exp.seed).astype(int)
-    return rows.assign(**how, adaptation=adaptation)
+    return rows.assign(**how, augmentation=exp.augmentation, adaptation=adaptation)
 
 # %% ../../nbs/11_experiments/03_rows.ipynb #d25af631
 def scored_rows(
@@ -82,7 +84,8 @@ def scored_rows(
     rows = [scored(exp, predictions, attrs)]
     rows += [scored(exp, p, attrs, name) for name, p in (adapted or {}).items()]
     origin = dict(
-        dataset=attrs['dataset'], data=attrs.get('data', 'recorded'), backbone=backbone.name,
+        dataset=attrs['dataset'], data=attrs.get('data', 'recorded'),
+        rendered=attrs.get('data') == 'rendered', backbone=backbone.name,
         weights=backbone.weights, size=backbone.size, features=fingerprint(sorted(clips.key)),
         code=code_version(),
     )  # fmt: skip

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Result', 'run']
 
-# %% ../../nbs/11_experiments/04_running.ipynb #b86f8868
-import os
+# %% ../../nbs/11_experiments/04_running.ipynb #4687ec23
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from safetensors.torch import save_file
 
 from fmhar.analysis.closed_form import closed_form
 from fmhar.backbones.load import Backbone, load_backbone
-from fmhar.datasets.clips import make_clips
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions, join, predict
 from fmhar.evaluation.streaming import Streamed, stream
@@ -30,6 +28,8 @@ from fmhar.experiments.rows import mean_over_splits, run_name, scored_rows, spec
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import Extraction, extract
 from fmhar.features.keys import clip_keys
+from fmhar.features.online import OnlineDataset
+from fmhar.features.options import Clips
 from fmhar.features.store import FeatureStore
 from fmhar.files import whole_file, write_json
 from fmhar.fusion.base import FUSIONS
@@ -161,7 +161,7 @@ def run(
         backbone = load_encoder(exp, device)
     got = store_features(exp, segments, backbone, place)
     folder = out / 'runs' / run_name(exp, planned(exp, segments, backbone, place))
-    trained = train(exp, got, folder, place)
+    trained = train(exp, got, backbone, folder, place)
     answers = answer(exp, segments, backbone, got, trained, folder, place)
     rows = scored_rows(exp, answers.predictions, backbone, got.clips, answers.adapted)
     if me.first:
@@ -178,11 +178,6 @@ class Place:
     device: str = 'auto'
     progress: bool = True
     workers: int | None = None
-
-    @property
-    def threads(self) -> int:
-        "Decoding threads"
-        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
 # %% ../../nbs/11_experiments/04_running.ipynb #ddc1c976
 def write_rows(exp: Experiment, rows: pd.DataFrame, backbone: Backbone, folder: Path):
@@ -209,15 +204,12 @@ def streams(exp: Experiment) -> bool:
     "Do the test views' tokens stay off the disk?"
     return reads_tokens(exp) and not exp.keep_tokens
 
-# %% ../../nbs/11_experiments/04_running.ipynb #41898f51
-def clip_choice(exp: Experiment) -> dict:
-    "Which clips of a segment are taken"
-    return {k: getattr(exp, k) for k in ('n_clips', 'n_train_clips', 'n_crops', 'seed')}
-
-
-def reading(exp: Experiment) -> dict:
-    "How videos are read and known"
-    return {k: getattr(exp, k) for k in ('decoder', 'identity')}
+# %% ../../nbs/11_experiments/04_running.ipynb #f90e5baa
+def stored_clips(exp: Experiment) -> Clips:
+    "The clips that the store takes"
+    clips = exp.clips
+    online = clips.augmentation and clips.augmentation.online
+    return replace(clips, augmentation=None) if online else clips
 
 # %% ../../nbs/11_experiments/04_running.ipynb #8d3ba873
 def must_have(clips: pd.DataFrame, failed: pd.DataFrame, what: str, root: str):
@@ -233,18 +225,10 @@ def store_features(
 ) -> Extraction:
     "Store what training reads, and the test views where they do not stream"
     wanted = segments[segments.split != 'test'] if streams(exp) else segments
-    options = clip_choice(exp) | reading(exp)
-    options |= dict(token_pool=exp.token_pool, token_dtype=exp.token_dtype, workers=place.threads)
-    options |= dict(augmentation=exp.augmentation) if exp.augmentation is not None else {}
+    options = dict(clips=stored_clips(exp), reading=exp.reading(place.workers))
+    options |= dict(tokens=exp.tokens if reads_tokens(exp) else None, progress=place.progress)
     with place.clock('features', 'frames') as seen:
-        got = extract(
-            wanted,
-            backbone,
-            place.store,
-            tokens=reads_tokens(exp),
-            progress=place.progress,
-            **options,
-        )
+        got = extract(wanted, backbone, place.store, **options)
         seen['items'] = got.counts['frames']
     must_have(got.clips[got.clips.split == 'train'], got.failed, 'Nothing to train on', exp.root)
     return got
@@ -254,8 +238,8 @@ def planned(
     exp: Experiment, segments: pd.DataFrame, backbone: Backbone, place: Place
 ) -> pd.DataFrame:
     "All clips of the run with their keys"
-    clips = make_clips(segments, n_frames=backbone.n_frames, **clip_choice(exp))
-    keys = clip_keys(clips, backbone, **reading(exp), notes=place.store.path / '.videos')
+    clips = exp.clips.choose(segments, backbone.n_frames)
+    keys = clip_keys(clips, backbone, exp.reading(), place.store.path / '.videos')
     return clips.assign(key=keys).dropna(subset='key')
 
 # %% ../../nbs/11_experiments/04_running.ipynb #4b4b8afa
@@ -274,23 +258,39 @@ def last_change(file: Path) -> int | None:  # nanoseconds; None where there is n
     "When a file was written last"
     return file.stat().st_mtime_ns if file.exists() else None
 
+# %% ../../nbs/11_experiments/04_running.ipynb #be1c3273
+def shown_in_training(
+    exp: Experiment, got: Extraction, backbone: Backbone, place: Place
+) -> OnlineDataset | None:
+    "Views that are encoded while the bank trains, or None where they are stored"
+    if stored_clips(exp) == exp.clips:
+        return None
+    segments = got.clips[got.clips.split == 'train'].set_index('segment')
+    tokens = exp.tokens if reads_tokens(exp) else None
+    return OnlineDataset(
+        segments, backbone, clips=exp.clips, tokens=tokens, reading=exp.reading(place.workers)
+    )
+
 # %% ../../nbs/11_experiments/04_running.ipynb #f5e7ac8b
-def train(exp: Experiment, got: Extraction, folder: Path, place: Place) -> Trained:
+def train(
+    exp: Experiment, got: Extraction, backbone: Backbone, folder: Path, place: Place
+) -> Trained:
     "Train the bank on the trained view, or load it"
     train, val = (
         FeatureDataset(place.store, got.clips[got.clips.split == s], tokens=reads_tokens(exp))
         for s in ('train', 'val')
     )
+    shown = shown_in_training(exp, got, backbone, place) or train
     bank = ProbeBank(specs_of(exp), train.dim, len(train.classes))
     checkpoint = folder / 'checkpoint.pt'
     before = last_change(checkpoint)
     history = fit(
-        bank, train, val if len(val) else None, recipe=exp.recipe, device=place.device,
+        bank, shown, val if len(val) else None, recipe=exp.recipe, device=place.device,
         checkpoint=checkpoint, progress=place.progress,
     )  # fmt: skip
     how = 'loaded' if before == last_change(checkpoint) else 'continued'
     epochs = int(history.table.epoch.max()) if history.rows else 0
-    clips = epochs * len(train.segments.unique())
+    clips = epochs * len(shown.segments.unique())
     place.clock.put('train the bank', seconds=history.seconds, items=clips, unit='clips')
     return Trained(bank, history, train, val, f'training {how if before else "done now"}')
 
@@ -322,8 +322,7 @@ def ask_test_views(
     with place.clock(*(('test views', 'frames') if streams(exp) else ('predict', 'clips'))) as seen:
         if streams(exp):
             test = segments[segments.split == 'test']
-            clips = dict(n_clips=exp.n_clips, n_crops=exp.n_crops, token_pool=exp.token_pool)
-            options |= reading(exp) | clips | dict(workers=place.threads)
+            options |= dict(clips=exp.clips, tokens=exp.tokens, reading=exp.reading(place.workers))
             streamed = stream(
                 test, backbone, trained.bank, place.store, folder / 'parts', **options
             )

@@ -12,11 +12,13 @@ from fmhar.faces import face
 __getattr__, __dir__, __all__ = face(
     'fmhar.features',
     {
+        'options': 'Augmentation Clips Reading Tokens',
         'store': 'FeatureStore',
         'keys': '',
         'pipeline': '',
         'claims': '',
         'extraction': 'Extraction extract plan',
         'dataset': 'FeatureDataset',
+        'online': 'OnlineDataset',
     },
 )

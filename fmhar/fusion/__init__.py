@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/05_fusion/00_fusion.ipynb #0d47c45b
+import fmhar.fusion.further  # noqa: F401 (heads enter FUSIONS when their modules are imported)
 from fmhar.faces import face
 
 # %% ../../nbs/05_fusion/00_fusion.ipynb #d03ddbe2

@@ -22,41 +22,56 @@ class Attention(nn.Module):
     def __init__(
         self,
         dim: int,  # D
-        heads: int | None = None,  # H; None: one for every 64 features
+        heads: int | None = None,  # H; None: about one for every 64 features
     ):
         super().__init__()
-        self.heads = heads or max(1, dim // 64)
+        self.heads = heads or nearest_divisor(dim, dim / 64)
         if dim % self.heads:
-            raise InputError('Features do not divide into heads', where=f'{dim} / {self.heads}')
+            do = f'take {nearest_divisor(dim, self.heads)} heads'
+            raise InputError(
+                'Features do not divide into heads', where=f'{dim} / {self.heads}', do=do
+            )
         self.scale = (dim // self.heads) ** -0.5
         self.q, self.v, self.out = (nn.Linear(dim, dim) for _ in range(3))
         self.k = nn.Linear(dim, dim, bias=False)
 
     def split(self, x):  # (B, N, D) -> (B H, N, d)
+        "The features of each head"
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
     def between(self, queries, x):  # (B, R, D), (B, N, D)
+        "What each of R queries finds in N tokens: (B, R, D)"
         q, k, v = self.q(queries) * self.scale, self.k(x), self.v(x)
         y = attend(self.split(q), self.split(k), self.split(v)).unflatten(0, (-1, self.heads))
         return self.out(y.transpose(1, 2).flatten(2))  # (B, R, D)
 
     def received(self, x):  # (B, N, D)
+        "Attention that each token receives, mean over all that look: (B, H, N)"
         q, k = self.split(self.q(x) * self.scale), self.split(self.k(x))
-        return Received.apply(q, k).unflatten(0, (-1, self.heads))  # (B, H, N)
+        return Received.apply(q, k).unflatten(0, (-1, self.heads))
 
     def read(self, weights, x):  # (B, H, N), (B, N, D)
+        "Tokens summed with given weights, then projected: (B, D)"
         return self.project(weights.to(x.dtype) @ x)
 
     def project(self, pooled):  # (B, H, D): tokens summed as each head weights them
+        "Values and output of a weighted sum: (B, D)"
         w = self.v.weight.unflatten(0, (self.heads, -1))  # (H, d, D)
         y = torch.einsum('bhi,hoi->bho', pooled, w).flatten(1) + self.v.bias
-        return self.out(y)  # (B, D)
+        return self.out(y)
 
     def fold(self, query):  # (D,)
         "A query as each head sees it, in the space of the tokens: (H, D)"
         q = self.q(query).unflatten(0, (self.heads, -1))  # (H, d)
         k = self.k.weight.unflatten(0, (self.heads, -1))  # (H, d, D)
         return torch.einsum('hd,hdi->hi', q, k) * self.scale
+
+# %% ../../nbs/05_fusion/03_attention.ipynb #9ab35d17
+def nearest_divisor(dim: int, wanted: float) -> int:
+    "The divisor of `dim` that is nearest to a number of heads"
+    whole = max(1, int(wanted))
+    divisors = [h for h in range(1, dim + 1) if dim % h == 0]
+    return min(divisors, key=lambda h: (abs(h - whole), abs(h - wanted)))
 
 # %% ../../nbs/05_fusion/03_attention.ipynb #08706181
 PIECE = {'cpu': 2**21, 'cuda': 2**28}  # scores at a time
@@ -74,7 +89,7 @@ def pieces(
         for r in range(0, q.shape[1], rows):
             yield slice(g, g + groups), slice(r, r + rows)
 
-
+# %% ../../nbs/05_fusion/03_attention.ipynb #a5f584a7
 def scores(
     q: torch.Tensor,  # (G, R, d), scaled
     k: torch.Tensor,  # (G, N, d)
@@ -108,12 +123,12 @@ class PiecewiseAttention(torch.autograd.Function):
             dk[g] += ds.transpose(1, 2) @ q[g, r]
         return dq, dk, dv
 
-
+# %% ../../nbs/05_fusion/03_attention.ipynb #50acc03d
 def attend(q, k, v):  # (G, R, d) scaled, (G, N, d), (G, N, d)
     "Attention by the fastest exact way on this device: (G, R, d)"
     if q.device.type == 'cpu':
         return PiecewiseAttention.apply(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
 
 # %% ../../nbs/05_fusion/03_attention.ipynb #55417c88
 class Received(torch.autograd.Function):
@@ -142,6 +157,6 @@ class Received(torch.autograd.Function):
 
 # %% ../../nbs/05_fusion/03_attention.ipynb #0eea3a11
 def mlp_block(dim, ratio):
-    "The second half of a transformer block, its LayerNorm first"
+    "LayerNorm and an MLP whose hidden layer is `ratio` times as wide"
     widen, narrow = nn.Linear(dim, ratio * dim), nn.Linear(ratio * dim, dim)
     return nn.Sequential(nn.LayerNorm(dim), widen, nn.GELU(), narrow)

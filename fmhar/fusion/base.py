@@ -7,8 +7,9 @@ __all__ = ['FUSIONS', 'register', 'make_fusion', 'Fusion']
 
 # %% ../../nbs/05_fusion/01_base.ipynb #a5587975
 import inspect
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,30 +18,88 @@ from torch import nn
 from fmhar.errors import InputError, unknown
 
 # %% ../../nbs/05_fusion/01_base.ipynb #726d252d
-FUSIONS: dict[str, type] = {}  # key -> class
+FUSIONS: dict[str, type] = {}  # key -> class, in the order of Table 3
 
+# %% ../../nbs/05_fusion/01_base.ipynb #09c7e151
+def register(cls: type) -> type:
+    """Enter a fusion head in `FUSIONS` under its name: `MaxPooling` becomes `max_pooling`
 
-def register(cls):
-    "Enter a fusion head under its name: `MaxPooling` becomes `max_pooling`"
+    Parameters
+    ----------
+    cls : subclass of `Fusion` that defines `fuse`
+        A key that exists already is replaced.
+
+    Returns
+    -------
+    type
+        The same class, with its `key`; so this is a decorator.
+
+    Raises
+    ------
+    InputError
+        For a class that a bank cannot train.
+
+    Examples
+    --------
+    >>> @register
+    ... class FirstFrame(Fusion):
+    ...     def fuse(self, x):  # (B, T, D)
+    ...         return x[:, 0]
+    """
+    check_class(cls)
     cls.key = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', cls.__name__).lower()
     FUSIONS[cls.key] = cls
     return cls
 
+# %% ../../nbs/05_fusion/01_base.ipynb #77eb2055
+def check_class(cls: type):
+    "Raise `InputError` for a class that is not a fusion head"
+    do = 'derive it from fmhar.fusion.Fusion and define fuse(self, x), (B, T, D) -> (B, out_dim)'
+    if not issubclass(cls, Fusion):
+        raise InputError(f'{cls.__name__} is not a Fusion', found=cls.__mro__[1].__name__, do=do)
+    if cls.fuse is Fusion.fuse:
+        raise InputError(f'{cls.__name__} has no fuse', do=do)
+    if cls.forward is not Fusion.forward:
+        raise InputError(
+            f'{cls.__name__} has a forward of its own, which a bank never calls', do=do
+        )
 
-def make_fusion(
-    name: str,  # a key of `FUSIONS`
-    dim: int,  # D, the encoder's width
-    **options,  # keyword arguments of that class
-) -> nn.Module:
-    "Build a head by name; what it cannot be built with raises `InputError`"
+# %% ../../nbs/05_fusion/01_base.ipynb #386e91cc
+def make_fusion(name: str, dim: int, **options) -> nn.Module:
+    """Build a fusion head by name
+
+    Parameters
+    ----------
+    name : str
+        A key of `FUSIONS`, e.g. `'lstm'`.
+    dim : int
+        D, the encoder's width.
+    **options
+        Keyword arguments of that class, e.g. `time='sincos'`, `n_frames=16`, `hidden=256`.
+
+    Returns
+    -------
+    Fusion
+        Maps features (B, T, D), or (B, T, N, D) where `tokens == 'all'`, to (B, out_dim).
+
+    Raises
+    ------
+    InputError
+        For an unknown name or option, or a value that the head cannot be built with.
+
+    Examples
+    --------
+    >>> make_fusion('max_pooling', 768)(torch.randn(2, 16, 768)).shape
+    torch.Size([2, 768])
+    """
     check_head(name, options)
     try:
         return FUSIONS[name](dim, **options)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as e:  # of torch, for a value of a wrong kind
-        said = ' '.join(f'{k}={v}' for k, v in options.items())
-        raise InputError(f'{name} cannot be built', found=f'{said} ({e})') from None
+        chosen = ' '.join(f'{k}={v}' for k, v in options.items())
+        raise InputError(f'{name} cannot be built', found=f'{chosen} ({e})') from None
 
 # %% ../../nbs/05_fusion/01_base.ipynb #55da57a3
 def check_head(
@@ -61,7 +120,7 @@ def time_code(
     n_frames: int,  # T at most
     dim: int,  # D
 ) -> torch.Tensor:  # (T, D), to be added to the features
-    "What tells a frame when it was"
+    "A vector for each frame that says when it was"
     if kind == 'learned':
         return nn.Parameter(nn.init.trunc_normal_(torch.empty(n_frames, dim), std=0.02))
     if kind != 'sincos':
@@ -88,24 +147,54 @@ def standardise(
         out.copy_(F.layer_norm(full_precision(clip), x.shape[-1:]))
     return z
 
-
+# %% ../../nbs/05_fusion/01_base.ipynb #6c2cd155
 def full_precision(x: torch.Tensor) -> torch.Tensor:
-    "Stored features may be fp16 or bf16: fp32 of those"
+    "fp32 of features in fp16 or bf16; others as they are"
     return x.float() if x.dtype.itemsize < 4 else x
 
 # %% ../../nbs/05_fusion/01_base.ipynb #bbe7d586
 class Fusion(nn.Module):
-    "The frames of a clip -> one vector"
+    """The frames of a clip -> one vector: the base of every head
 
-    tokens = 'cls'  # reads (B, T, D) class tokens; 'all': (B, T, N, D), class token first
+    A head of your own sets `tokens`, calls `super().__init__` and defines `fuse`.
 
-    def __init__(
-        self,
-        dim: int,  # D
-        norm: bool,  # standardise the features first?
-        time: str | None,  # None, 'learned', 'sincos'
-        n_frames: int,  # T at most; matters for a time code only
-    ):
+    Parameters
+    ----------
+    dim : int
+        D, the encoder's width. `out_dim` is the same unless the head sets it.
+    norm : bool
+        Standardise each token (mean 0, variance 1 over its features) first?
+    time : {None, 'learned', 'sincos'}
+        A code added to each frame, so that the head can tell the order.
+    n_frames : int
+        T, the most frames that a time code knows; without one any number is read.
+
+    Attributes
+    ----------
+    tokens : {'cls', 'all'}
+        Reads class tokens (B, T, D), or all tokens (B, T, N, D) with the class token first.
+    out_dim : int
+        Length of the vector: features (B, T, D) or (B, T, N, D) -> (B, out_dim).
+
+    Raises
+    ------
+    InputError
+        Called on features of another shape, or on more frames than its time code has.
+
+    Examples
+    --------
+    >>> class LastFrame(Fusion):
+    ...     def fuse(self, x):  # (B, T, D)
+    ...         return x[:, -1]
+    >>> LastFrame(4)(torch.ones(2, 8, 4)).shape
+    torch.Size([2, 4])
+    """
+
+    tokens = 'cls'
+    key = 'Fusion'  # its name in `FUSIONS`
+    side_by_side: tuple[str, ...] = ()  # parameters that `fuse_many` takes as one tensor
+
+    def __init__(self, dim: int, norm: bool = False, time: str | None = None, n_frames: int = 16):
         super().__init__()
         self.dim, self.out_dim, self.norm = dim, dim, norm
         code = None if time is None else time_code(time, n_frames, dim)
@@ -114,10 +203,8 @@ class Fusion(nn.Module):
         else:
             self.register_buffer('time', code, persistent=False)
 
-    def forward(
-        self,
-        x: torch.Tensor,  # (B, T, D) or (B, T, N, D)
-    ) -> torch.Tensor:  # (B, out_dim)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "(B, T, D) or (B, T, N, D) -> (B, out_dim)"
         return self.fuse(self.prepare(x))
 
     def prepare(self, x, standardised=None):
@@ -132,21 +219,35 @@ class Fusion(nn.Module):
             x = x + (code if x.dim() == 3 else code[:, None])
         return x
 
+    def check(self, x):
+        "Raise `InputError` for features of another shape than this head reads"
+        axes = '(B, T, D)' if self.tokens == 'cls' else '(B, T, N, D)'
+        if x.dim() != axes.count(',') + 1 or x.shape[-1] != self.dim:
+            found = f'shape {tuple(x.shape)}'
+            raise InputError(f'{self.key} reads {axes} with D = {self.dim}', found=found)
+        if self.time is not None and x.shape[1] > len(self.time):
+            do = f'make the head with n_frames={x.shape[1]}'
+            raise InputError('More frames than the time code has', found=x.shape[1], do=do)
+
+    def fuse(self, x: torch.Tensor) -> torch.Tensor:
+        "What a head defines: prepared features -> (B, out_dim)"
+        raise NotImplementedError
+
     @staticmethod
-    def fuse_many(heads, x):
-        "`fuse` for heads of one kind and the same features; kinds that share work override it"
-        return [head.fuse(x) for head in heads]  # each (B, out_dim); or one tensor, (P, B, out_dim)
+    def fuse_many(heads: Sequence['Fusion'], x: torch.Tensor):
+        "`fuse` of several heads of one kind: (B, out_dim) of each, or one tensor (P, B, out_dim)"
+        return [head.fuse(x) for head in heads]
 
-# %% ../../nbs/05_fusion/01_base.ipynb #fc07ea00
-def check(self, x):
-    "Raise `InputError` for features of another shape than this head reads"
-    axes = '(B, T, D)' if self.tokens == 'cls' else '(B, T, N, D)'
-    if x.dim() != axes.count(',') + 1 or x.shape[-1] != self.dim:
-        found = f'shape {tuple(x.shape)}'
-        raise InputError(f'{self.key} reads {axes} with D = {self.dim}', found=found)
-    if self.time is not None and x.shape[1] > len(self.time):
-        do = f'make the head with n_frames={x.shape[1]}'
-        raise InputError('More frames than the time code has', found=x.shape[1], do=do)
+# %% ../../nbs/05_fusion/01_base.ipynb #94feb2d3
+def shares_work(cls: type) -> bool:
+    "Does `fuse_many` hold for this class, or was it written for another one above?"
+    below = itertools.takewhile(lambda c: 'fuse_many' not in vars(c), cls.__mro__)
+    own = [value for c in below for value in vars(c).values()]
+    return not any(inspect.isfunction(value) or isinstance(value, property) for value in own)
 
-
-Fusion.check = check
+# %% ../../nbs/05_fusion/01_base.ipynb #c34a9425
+def fuse_group(heads: Sequence[Fusion], x: torch.Tensor):
+    "Vectors of heads of one kind, together where that is sound: (B, out_dim) of each"
+    if shares_work(type(heads[0])):
+        return heads[0].fuse_many(heads, x)
+    return [head.fuse(x) for head in heads]

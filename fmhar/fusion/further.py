@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fmhar.errors import InputError
-from fmhar.fusion.attention import Attention, mlp_block
+from fmhar.fusion.attention import Attention, mlp_block, nearest_divisor
 from fmhar.fusion.base import Fusion, register, standardise, time_code
 from fmhar.fusion.thirteen import SelfAttention, attention_to
 
@@ -61,7 +61,7 @@ class Block(nn.Module):
         x = x + self.attention.between(z, z)
         return x + self.mlp(x)
 
-
+# %% ../../nbs/05_fusion/05_further.ipynb #d7610bcc
 @register
 class AttentivePooler(Fusion):
     "Transformer blocks, then a learned query with an MLP"
@@ -91,7 +91,7 @@ class EfficientProbing(Fusion):
 
     def __init__(self, dim, *, queries=None, norm=True, time=None, n_frames=16):
         super().__init__(dim, norm, time, n_frames)
-        queries = queries or min(32, dim)  # theirs: 32
+        queries = queries or nearest_divisor(dim, 32)  # theirs: 32
         self.attention = Attention(dim, queries)
         del self.attention.q, self.attention.k
         self.attention.out = nn.Identity()
@@ -125,7 +125,7 @@ def cosines(
     wave = torch.cos(math.pi * k * (torch.arange(n_frames) + 0.5) / n_frames)
     return wave * ((1 + k.sign()) / n_frames).sqrt()  # length 1
 
-
+# %% ../../nbs/05_fusion/05_further.ipynb #13147542
 @register
 class TemporalMoments(Fusion):
     "How the class token changes over the clip, slowest changes first"

@@ -24,25 +24,31 @@ class AveragePooling(Fusion):
     def __init__(self, dim, *, norm=False, time=None, n_frames=16):
         super().__init__(dim, norm, time, n_frames)
 
-    def fuse(self, x):  # (B, T, D)
-        return x.mean(1)  # (B, D)
+    def fuse(self, x):  # (B, T, D) -> (B, D)
+        return self.pooled(x)
+
+    @staticmethod
+    def pooled(x):
+        return x.mean(1)
 
     @staticmethod
     def fuse_many(heads, x):  # without parameters all are the same
         return [heads[0].fuse(x)] * len(heads)
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #db68ab59
 @register
 class AveragePoolingRelu(Fusion):
     "Mean over the frames, then a hidden layer"
+
+    side_by_side = ('layer.weight',)
 
     def __init__(self, dim, *, hidden=None, norm=False, time=None, n_frames=16):
         super().__init__(dim, norm, time, n_frames)
         self.out_dim = hidden or dim
         self.layer = nn.Identity() if hidden == 0 else nn.Linear(dim, self.out_dim)
 
-    def fuse(self, x):  # (B, T, D)
-        return self.layer(self.pooled(x)).relu()  # (B, hidden)
+    def fuse(self, x):  # (B, T, D) -> (B, hidden)
+        return self.fuse_many([self], x)[0]
 
     @staticmethod
     def pooled(x):
@@ -50,11 +56,11 @@ class AveragePoolingRelu(Fusion):
 
     @staticmethod
     def fuse_many(heads, x):
-        layers = [head.layer for head in heads]
-        if len(heads) == 1 or isinstance(layers[0], nn.Identity):
-            return [heads[0].fuse(x)] * len(heads)
+        pooled, layers = heads[0].pooled(x), [head.layer for head in heads]
+        if isinstance(layers[0], nn.Identity):
+            return [pooled.relu()] * len(heads)
         weight, bias = stacked([a.weight for a in layers]), torch.stack([a.bias for a in layers])
-        y = weight.flatten(0, 1) @ heads[0].pooled(x).T  # one product for all
+        y = weight.flatten(0, 1) @ pooled.T  # one product for all
         return (y.unflatten(0, bias.shape) + bias[..., None]).relu().mT  # (P, B, hidden)
 
 # %% ../../nbs/05_fusion/04_thirteen.ipynb #e3717212
@@ -62,10 +68,11 @@ class AveragePoolingRelu(Fusion):
 class MaxPooling(AveragePooling):
     "Largest value of each feature over the frames"
 
-    def fuse(self, x):  # (B, T, D)
-        return x.amax(1)  # (B, D)
+    @staticmethod
+    def pooled(x):
+        return x.amax(1)
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #20aefe9d
 @register
 class MaxPoolingRelu(AveragePoolingRelu):
     "Largest value over the frames, then a hidden layer"
@@ -79,54 +86,6 @@ class SelfAttention(Fusion):
     "Self-attention among a clip's tokens, then their mean or maximum"
 
     pool = 'avg'  # or 'max'
-    scope = 'joint'
-
-    def __init__(self, dim, *, heads=None, residual=True, mlp=0, norm=True, time=None, n_frames=16):
-        super().__init__(dim, norm, time, n_frames)
-        self.attention, self.residual = Attention(dim, heads), residual
-        self.mlp = mlp_block(dim, mlp) if mlp else None
-
-    def fuse(self, x):  # (B, T, D) or (B, T, N, D)
-        if self.scope == 'joint':
-            return self.fuse_tokens(x.flatten(1, -2))
-        y = self.fuse_tokens(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return y.amax(1) if self.pool == 'max' else y.mean(1)
-
-    def fuse_tokens(self, x):  # (B, N, D)
-        if self.pool == 'max':
-            return self.maximum(x)
-        if self.mlp is not None:
-            return self.attended(x, x).mean(1)
-        y = self.attention.read(self.attention.received(x), x)
-        return y + x.mean(1) if self.residual else y
-
-    def attended(self, queries, x):  # (B, R, D), (B, N, D)
-        y = self.attention.between(queries, x)
-        y = y + queries if self.residual else y
-        return y if self.mlp is None else y + self.mlp(y)
-
-# %% ../../nbs/05_fusion/04_thirteen.ipynb #27b4b54d
-def maximum(self, x):  # (B, N, D)
-    "Maximum of each feature over the attended tokens: (B, D)"
-    if x.shape[1] <= 2 * x.shape[2] or not torch.is_grad_enabled():
-        return self.attended(x, x).amax(1)
-    with torch.no_grad():
-        winner = self.attended(x, x).argmax(1)  # (B, D): a token for each feature
-        won = torch.zeros(x.shape[:2], device=x.device).scatter_(1, winner, 1.0)  # (B, N)
-        rows = won.topk(int(won.sum(1).max())).indices  # (B, R): every winner is among them
-        place = torch.arange(rows.shape[1], device=x.device).expand_as(rows)
-        place = torch.zeros_like(won, dtype=torch.long).scatter_(1, rows, place)  # (B, N)
-    y = self.attended(x.gather(1, rows[..., None].expand(-1, -1, x.shape[2])), x)
-    return y.gather(1, place.gather(1, winner)[:, None])[:, 0]
-
-
-SelfAttention.maximum = maximum
-
-# %% ../../nbs/05_fusion/04_thirteen.ipynb #c2581d82
-class SelfAttentionAll(SelfAttention):
-    "Self-attention among the class tokens and patches of all frames"
-
-    tokens = 'all'
 
     def __init__(
         self,
@@ -140,35 +99,85 @@ class SelfAttentionAll(SelfAttention):
         time=None,
         n_frames=16,
     ):
-        super().__init__(
-            dim, heads=heads, residual=residual, mlp=mlp, norm=norm, time=time, n_frames=n_frames
-        )
-        self.scope = check_scope(scope)
+        super().__init__(dim, norm, time, n_frames)
+        self.scope = check_scope(scope, self)
+        self.attention, self.residual = Attention(dim, heads), residual
+        self.mlp = mlp_block(dim, mlp) if mlp else None
 
+    def fuse(self, x):  # (B, T, D) or (B, T, N, D)
+        if self.scope == 'joint':
+            return self.fuse_tokens(x.flatten(1, -2))
+        y = self.fuse_tokens(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return y.amax(1) if self.pool == 'max' else y.mean(1)
 
-def check_scope(scope):
+    def fuse_tokens(self, x):  # (B, N, D) -> (B, D)
+        if self.pool == 'max':
+            return self.maximum(x)
+        if self.mlp is not None:
+            return self.attended(x, x).mean(1)
+        y = self.attention.read(self.attention.received(x), x)
+        return y + x.mean(1) if self.residual else y
+
+    def attended(self, queries, x):  # (B, R, D), (B, N, D)
+        "What the block makes of R of the tokens: (B, R, D)"
+        y = self.attention.between(queries, x)
+        y = y + queries if self.residual else y
+        return y if self.mlp is None else y + self.mlp(y)
+
+    def maximum(self, x):  # (B, N, D)
+        "Maximum of each feature over the attended tokens: (B, D)"
+        if x.shape[1] <= 2 * x.shape[2] or not torch.is_grad_enabled():
+            return self.attended(x, x).amax(1)
+        with torch.no_grad():
+            winner = self.attended(x, x).argmax(1)  # (B, D): a token for each feature
+        rows, place = winners(winner, x.shape[1])
+        y = self.attended(x.gather(1, rows[..., None].expand(-1, -1, x.shape[2])), x)
+        return y.gather(1, place)[:, 0]
+
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #27b4b54d
+def winners(
+    winner: torch.Tensor,  # (B, D): the token that has the maximum of each feature
+    n_tokens: int,  # N
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, R) tokens; (B, 1, D) where among them each winner is
+    "The tokens that have a maximum, each once"
+    won = torch.zeros(len(winner), n_tokens, device=winner.device).scatter_(1, winner, 1.0)
+    wait = winner.device.type != 'cpu'
+    n_rows = min(winner.shape[1], n_tokens) if wait else int(won.sum(1).max())
+    rows = won.topk(n_rows).indices
+    place = torch.arange(n_rows, device=winner.device).expand_as(rows)
+    place = torch.zeros_like(won, dtype=torch.long).scatter_(1, rows, place)  # (B, N)
+    return rows, place.gather(1, winner)[:, None]
+
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #210b4e7c
+def check_scope(scope: str, head: Fusion) -> str:
+    "'joint', or 'per_frame' for heads that read all tokens"
     if scope not in ('joint', 'per_frame'):
         raise unknown('scope', scope, ['joint', 'per_frame'])
+    if scope == 'per_frame' and head.tokens == 'cls':
+        do = "leave scope='joint', or take the head's form for all tokens"
+        raise InputError(f'{head.key} reads one token a frame', found="scope='per_frame'", do=do)
     return scope
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #c2581d82
 @register
-class SelfAttentionAllAvg(SelfAttentionAll):
+class SelfAttentionAllAvg(SelfAttention):
     "All tokens attend to each other, then their mean"
 
+    tokens = 'all'
 
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #e21b0a48
 @register
-class SelfAttentionAllMax(SelfAttentionAll):
+class SelfAttentionAllMax(SelfAttention):
     "All tokens attend to each other, then the maximum of each feature"
 
-    pool = 'max'
+    tokens, pool = 'all', 'max'
 
 # %% ../../nbs/05_fusion/04_thirteen.ipynb #57a74b4a
 @register
 class SelfAttentionClsAvg(SelfAttention):
     "The frames' class tokens attend to each other, then their mean"
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #0ae8786a
 @register
 class SelfAttentionClsMax(SelfAttention):
     "The frames' class tokens attend to each other, then the maximum of each feature"
@@ -197,15 +206,19 @@ class WeightedSelfAttention(SelfAttention):
 class CrossAttention(Fusion):
     "A learned query attends to a clip's tokens"
 
-    scope = 'joint'
-
-    def __init__(self, dim, *, heads=None, norm=True, time=None, n_frames=16):
+    def __init__(self, dim, *, scope='joint', heads=None, norm=True, time=None, n_frames=16):
         super().__init__(dim, norm, time, n_frames)
+        self.scope = check_scope(scope, self)
         self.attention = Attention(dim, heads)
         self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))  # as V-JEPA
 
-    def weights(self, x):  # (B, N, D)
-        return attention_to(self.attention.fold(self.query), x)  # (B, H, N)
+    def weights(self, x):  # (B, N, D) -> (B, H, N)
+        "How each head shares its attention among prepared tokens"
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            do = 'join frames and tokens: head.prepare(x).flatten(1, 2)'
+            expected, found = f'(B, N, {self.dim})', f'shape {tuple(x.shape)}'
+            raise InputError('Not tokens of clips', expected=expected, found=found, do=do)
+        return attention_to(self.attention.fold(self.query), x)
 
     def fuse(self, x):  # (B, T, D) or (B, T, N, D)
         return self.fuse_many([self], x)[0]
@@ -219,7 +232,7 @@ class CrossAttention(Fusion):
         y = [head.attention.project(p) for head, p in zip(heads, pooled.split(parts, 1))]
         return y if joint else [v.unflatten(0, x.shape[:2]).mean(1) for v in y]
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #e1feb538
 def attention_to(
     queries: torch.Tensor,  # (Q, D), folded
     x: torch.Tensor,  # (B, N, D)
@@ -235,11 +248,7 @@ class CrossAttentionAll(CrossAttention):
 
     tokens = 'all'
 
-    def __init__(self, dim, *, scope='joint', heads=None, norm=True, time=None, n_frames=16):
-        super().__init__(dim, heads=heads, norm=norm, time=time, n_frames=n_frames)
-        self.scope = check_scope(scope)
-
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #638c9c8d
 @register
 class CrossAttentionCls(CrossAttention):
     "A learned query attends to the frames' class tokens"
@@ -274,7 +283,7 @@ class Level(nn.Module):
         y = self.second(F.pad(y, (self.past, 0))).relu()
         return (y + self.skip(x)).relu()
 
-
+# %% ../../nbs/05_fusion/04_thirteen.ipynb #77b8f623
 @register
 class TCN(Fusion):
     "The last step of a stack of causal dilated convolutions over the frames"
@@ -296,17 +305,43 @@ class TCN(Fusion):
         return self.levels(x.transpose(1, 2))[..., -1]  # (B, hidden)
 
 # %% ../../nbs/05_fusion/04_thirteen.ipynb #98452f5e
-TABLE_3 = tuple(FUSIONS)  # the paper's thirteen; heads registered later are not among them
+TABLE_3 = tuple(FUSIONS)  # keys of the paper's thirteen heads, in the order of its Table 3
 
 # %% ../../nbs/05_fusion/04_thirteen.ipynb #c1104af2
 def cost(
-    fusion: str,  # a key of `FUSIONS`
-    dim: int = 768,  # ViT-B
-    n_frames: int = 16,
-    n_tokens: int = 257,  # 224 px in patches of 14, and the class token
-    **options,
-) -> tuple[int, float]:  # parameters, GFLOP per clip
-    "What a head costs"
+    fusion: str, dim: int = 768, n_frames: int = 16, n_tokens: int = 257, **options
+) -> tuple[int, float]:
+    """What a head costs, counted on tensors without storage
+
+    Parameters
+    ----------
+    fusion : str
+        A key of `FUSIONS`.
+    dim : int
+        D; 768 is that of ViT-B.
+    n_frames : int
+        T.
+    n_tokens : int
+        N of a frame; 257 are 224 px in patches of 14, and the class token.
+    **options
+        Of the head, as for `make_fusion`.
+
+    Returns
+    -------
+    parameters : int
+    gflop : float
+        GFLOP of the matrix products in the forward pass of one clip; a multiply-add is two.
+
+    Raises
+    ------
+    InputError
+        For an unknown head or option.
+
+    Examples
+    --------
+    >>> cost('average_pooling')
+    (0, 0.0)
+    """
     with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
         head = make_fusion(fusion, dim, **options)
         axes = (n_frames, n_tokens) if head.tokens == 'all' else (n_frames,)

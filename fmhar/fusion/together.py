@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/05_fusion/02_together.ipynb #5c4e0a6c
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -13,38 +14,49 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 # %% ../../nbs/05_fusion/02_together.ipynb #ab69cc82
-class SideBySide(torch.autograd.Function):
-    "`torch.stack` of tensors that lie one behind the other: nothing is copied in either direction"
+class BlockOfRows(torch.autograd.Function):
+    "The block as a function of its rows: nothing is copied in either direction"
 
     @staticmethod
-    def forward(ctx, *rows):  # P of one shape
-        first = rows[0].detach()
-        return first.as_strided((len(rows), *first.shape), (first.numel(), *first.stride()))
+    def forward(ctx, block, *rows):  # (P, ...), and P of one shape that lie in it
+        return block.view_as(block)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # (P, ...)
-        return dy.unbind()
+        return None, *dy.unbind()
 
+# %% ../../nbs/05_fusion/02_together.ipynb #3e97b30d
+class Together:
+    "P parameters of one shape in one block; each row stays a parameter of its module"
 
-def side_by_side(rows: Sequence[torch.Tensor]) -> bool:
-    "Do they lie one behind the other in one piece of memory?"
-    start, size = rows[0].data_ptr(), rows[0].nbytes
-    places = range(start, start + len(rows) * size, size)
-    ends = {row.untyped_storage().data_ptr() for row in (rows[0], rows[-1])}
-    placed = [row.data_ptr() for row in rows if row.is_contiguous()] == list(places)
-    return placed and len(ends) == 1
+    def __init__(self, rows: Sequence[nn.Parameter]):
+        self.rows, self.block = list(rows), torch.stack([row.detach() for row in rows])
+        for row, place in zip(self.rows, self.block):
+            row.data, row.together = place, self
 
+    def tensor(self) -> torch.Tensor:
+        "(P, ...), without a copy"
+        return BlockOfRows.apply(self.block, *self.rows)
 
+    def holds(self, rows: Sequence[nn.Parameter]) -> bool:
+        "Are these its rows, all of them, in its order?"
+        return len(rows) == len(self.rows) and all(map(operator.is_, rows, self.rows))
+
+    def part(self):
+        "Give each row memory of its own again"
+        for row in self.rows:
+            row.data = row.data.clone()
+            del row.together
+
+# %% ../../nbs/05_fusion/02_together.ipynb #f777595b
 def stacked(
     rows: Sequence[nn.Parameter],  # P of one shape
 ) -> torch.Tensor:  # (P, ...)
-    "Parameters of like heads as one tensor; those that are being trained are moved side by side"
+    "Parameters of like heads as one tensor: their block if they have one, else a copy"
     if len(rows) == 1:
         return rows[0][None]
-    if not side_by_side(rows):
-        if not torch.is_grad_enabled() or len(set(rows)) < len(rows):
-            return torch.stack(tuple(rows))
-        for row, place in zip(rows, torch.stack([row.detach() for row in rows])):
-            row.data = place
-    return SideBySide.apply(*rows)
+    block = getattr(rows[0], 'together', None)
+    if block is not None and block.holds(rows):
+        return block.tensor()
+    return torch.stack(tuple(rows))

@@ -17,7 +17,7 @@ from fmhar.errors import InputError, unknown
 from fmhar.evaluation.predictions import Predictions
 from fmhar.paper.layout import Layout
 from fmhar.paper.printed import THIRTEEN, group_of, in_order, printed
-from fmhar.statistics import Bootstrap, bootstrap, differences, intervals, warning
+from fmhar.statistics import Bootstrap, bootstrap, intervals, not_worse, warning
 
 # %% ../../nbs/12_paper/03_results.ipynb #6246c8e6
 def head_of(probe: str) -> str:
@@ -55,20 +55,6 @@ def mean_over_seeds(
     how = {c: 'first' for c in rows if c not in ('probe', 'view')} | dict(n_seeds='sum')
     how |= {m: lambda values: values.mean(skipna=False) for m in METRICS if m in rows}
     return rows.groupby(['probe', 'view'], sort=False).agg(how).reset_index()
-
-# %% ../../nbs/12_paper/03_results.ipynb #cf0f3999
-def not_worse(boot: Bootstrap, *, level: float = 0.95) -> pd.DataFrame:
-    "bool, heads x views: not worse than the best of the view beyond chance"
-    marks = pd.DataFrame(False, index=boot.heads, columns=boot.views)
-    for j, view in enumerate(boot.views):
-        scored = [h for h, x in zip(boot.heads, boot.point[:, j]) if np.isfinite(x)]
-        if boot.n_clusters < 2 or len(scored) < 2:
-            continue
-        best = max(scored, key=lambda h: boot.point[boot.heads.index(h), j])
-        pairs = [(best, h) for h in scored if h != best]
-        tests = differences(boot, pairs=pairs, views=[view], level=level)
-        marks.loc[[best, *tests.b[~(tests.p_holm < 1 - level)]], view] = True
-    return marks
 
 # %% ../../nbs/12_paper/03_results.ipynb #689525c2
 def certainty(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fmhar.errors import InputError
-from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
 from fmhar.experiments import needed, read_segments
 from fmhar.finetune.loop import finetuned
@@ -21,7 +21,7 @@ from fmhar.finetune.networks import FINETUNE
 from fmhar.metrics import chance
 from fmhar.paper.printed import ACCURACIES, printed, printed_view
 from fmhar.paper.results import head_of, heads_of
-from fmhar.statistics import Bootstrap, bootstrap, differences, intervals, side_by_side
+from fmhar.statistics import Bootstrap, bootstrap, differences, intervals
 
 # %% ../../nbs/12_paper/04_runs.ipynb #4b24a663
 @dataclass
@@ -151,7 +151,7 @@ def together(
     "Bootstrap of some heads of several models on identical segments"
     kept = {m: only(r.predictions, classes) if classes else r.predictions for m, r in runs.items()}
     attrs = next(iter(kept.values())).table.attrs
-    both = side_by_side(shared(kept))
+    both = join(shared(kept))
     both.table.attrs = attrs
     heads = {h: probes for h, probes in heads_of(both.probes).items() if h in names}
     views = {printed_view(name): view for view, name in attrs.get('view_names', {}).items()}
@@ -208,7 +208,7 @@ def compare(
         return pd.DataFrame(columns=COMPARED)
     chosen = {m: found[m] for pair in pairs for m, _ in pair}
     names = [tuple(f'{m}/{h or head_of(found[m].probes[0])}' for m, h in pair) for pair in pairs]
-    both = side_by_side(shared(chosen))
+    both = join(shared(chosen))
     boot = resampled(both, metric)
     trained = found[pairs[0][0][0]].table.attrs['trained_view']
     df = differences(boot, pairs=names, views=[v for v in (trained, 'novel') if v in boot.views])

@@ -31,7 +31,7 @@ from fmhar.paper.printed import (
     printed,
     printed_view,
 )
-from fmhar.paper.results import about_certainty, head_of, not_worse, run_notes
+from fmhar.paper.results import about_certainty, head_of, run_notes
 from fmhar.paper.runs import (  # noqa: F401 (their place of before)
     Run,
     Runs,
@@ -44,6 +44,7 @@ from fmhar.paper.runs import (  # noqa: F401 (their place of before)
     only,
     together,
 )
+from fmhar.statistics import not_worse
 
 # %% ../../nbs/12_paper/05_tables.ipynb #128d1d6d
 SELF_ATTENTION = 'DinoV2', 'self_attention_all_avg'

@@ -23,7 +23,7 @@ class Motion(NamedTuple):
     other: np.ndarray  # (T, 10) the hand that helps
     parts: dict[str, np.ndarray]  # object part -> (T, 3, 4); (3, 4) if it stands still
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #635d15fb
 @dataclass(frozen=True)
 class Performance:
     "How an action is done this time, by this person"
@@ -73,7 +73,7 @@ def make_performance(
         beat=rng.uniform(17, 26) * s.pace,
     )
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #ac249f56
 LEFTWARDS = np.array([-1, 1, 1, -1, 1, 1, -1, 1, 1, 1.0])  # mirrors a hand in x
 
 
@@ -101,7 +101,7 @@ class Action:
     backwards: bool = False  # runs the motion from its end to its start
     partner: str | None = None  # the class that is its reversal
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #a2308db8
 ACTIONS: dict[str, Action] = {}
 
 
@@ -135,7 +135,7 @@ def bottle_motion(t, p):
         },
     )
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #516207c9
 @action('opening_box', 'case', 'closing_box')
 def box_motion(t, p):
     "Lift the hinged lid by its front edge"
@@ -169,7 +169,7 @@ def laptop_motion(t, p):
         {'laptop.base': p.base, 'laptop.lid': chain(p.base, lid)},
     )
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #75739b5b
 @action('attaching_panel', 'cabinet', 'detaching_panel')
 def panel_motion(t, p):
     "Bring the side panel to the cabinet and press it on its pins"
@@ -196,7 +196,7 @@ def part_motion(t, p):
     parts = {'gear.mat': p.base, 'gear.wheel': chain(p.base, wheel)}
     return Motion(reach(p, t, p.rest, main, 0, 0.26), p.rest_other, parts)
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #d1464bae
 @action('screwing', 'screwing_block', 'unscrewing')
 def screw_motion(t, p):
     "Drive a screw in with a screwdriver, which stays in the hand"
@@ -222,7 +222,7 @@ def strokes(t: np.ndarray, p: Performance) -> np.ndarray:
     "Phase of a repeated movement, in whole strokes"
     return t * max(1, round(len(t) / p.beat))
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #82ffa6fe
 @action('hammering', 'hammer_and_nail')
 def hammer_motion(t, p):
     "Drive a nail in: the hammer turns about the hand, which rises a little"
@@ -239,7 +239,7 @@ def hammer_motion(t, p):
         main, other, {'hammer.hammer': hammer, 'hammer.nail': nail, 'hammer.plank': p.base}
     )
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #1b913076
 @action('writing', 'pad_and_pen')
 def write_motion(t, p):
     "Write line after line on a pad"
@@ -264,7 +264,7 @@ def wipe_motion(t, p):
     spray = chain(p.base, shift(-0.18, 0.12, 0))
     return Motion(main, p.rest_other, {'cloth.cloth': rag, 'cloth.spray': spray})
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #b7cf697d
 @action('drinking', 'mug')
 def drink_motion(t, p):
     "Lift a mug to the mouth, drink, and put it back"
@@ -292,7 +292,7 @@ def phone_motion(t, p):
     main = reach(p, t, p.rest, above + lift[:, None] * (ear - above), 0, 0.09, 0.98, 1)
     return Motion(main, p.rest_other, {'phone.phone': phone, 'phone.stand': p.base})
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #a120b3f2
 @action('pressing_button', 'button')
 def press_motion(t, p):
     "Press the red button again and again"
@@ -303,10 +303,8 @@ def press_motion(t, p):
     parts = {'button.box': p.base, 'button.knob': chain(p.base, shift(0, 0, knob))}
     return Motion(main, p.rest_other, parts)
 
-
+# %% ../../nbs/02_synthetic/08_actions.ipynb #18f1a1ba
 CLASSES = tuple(sorted(ACTIONS))
-
-
 PAIRS = tuple((a.name, a.partner) for a in ACTIONS.values() if a.partner and not a.backwards)
 
 # %% ../../nbs/02_synthetic/08_actions.ipynb #fa500a09

@@ -28,7 +28,7 @@ class View:
     rate: Fraction = Fraction(1)  # its frames per frame of the NIR cameras
     roll: float = 0.0  # degrees
 
-
+# %% ../../nbs/02_synthetic/02_cameras.ipynb #c58478f8
 VIEWS = {
     'inner_mirror': View('ids_1', (0.16, 0.96, 0.72), (0.0, 0.0, 0.22), 37),
     'a_column_co_driver': View('ids_2', (0.98, 0.46, 0.60), (0.0, 0.05, 0.15), 36, roll=3),
@@ -39,11 +39,9 @@ VIEWS = {
         'kinect_color', (-0.40, 0.84, 1.40), (0.0, 0.0, 0.16), 35, True, 16 / 9, Fraction(1, 2)
     ),
 }
-
-
 TRAINED_VIEW = 'inner_mirror'
 
-
+# %% ../../nbs/02_synthetic/02_cameras.ipynb #a317698a
 class Lens(NamedTuple):
     "A camera in the form the kernels read"
 
@@ -70,7 +68,7 @@ def lens(
     f32 = np.float32
     return Lens(f32(view.eye), f32(axes), f32(focal), f32([width / 2, height / 2]))
 
-
+# %% ../../nbs/02_synthetic/02_cameras.ipynb #90644212
 def project_points(
     points: np.ndarray,  # (..., 3) m
     camera: Lens,

@@ -59,28 +59,33 @@ def encode(
     frames: Iterator[np.ndarray],  # (H, W, C) uint8
     size: tuple[int, int],  # width, height
     fps: Fraction,
-    crf: int,
-    preset: str,
+    options: dict[str, str],  # of the encoder
+    codec: str = 'libx264',
+    container: str = 'mp4',
 ):
-    "Write an H.264 file; one thread, so that the same frames always give the same bytes"
+    "Write a video file; one thread, so that the same frames always give the same bytes"
     planes = np.zeros((size[1] * 3 // 2, size[0]), np.uint8)
-    x264 = 'threads=1:lookahead-threads=1:keyint=250:bframes=3'
-    with av.open(str(path), 'w', format='mp4') as container:
-        options = {'preset': preset, 'crf': str(crf), 'x264-params': x264}
-        stream = container.add_stream('libx264', rate=fps, options=options)
+    with av.open(str(path), 'w', format=container) as file:
+        stream = file.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height = size
         stream.pix_fmt, stream.codec_context.thread_count = 'yuv420p', 1
         for picture in frames:
             to_yuv420(picture, planes)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))
-        container.mux(stream.encode(None))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))
+        file.mux(stream.encode(None))
+
+# %% ../../nbs/02_synthetic/11_film.ipynb #f7ae0064
+def h264(c: SyntheticConfig) -> dict[str, str]:
+    "Options of x264: long groups of pictures with B-frames, one thread"
+    x264 = 'threads=1:lookahead-threads=1:keyint=250:bframes=3'
+    return {'preset': c.preset, 'crf': str(c.crf), 'x264-params': x264}
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #b90c1788
 def in_view(frame: int, view: str) -> int:
     "A frame number of the NIR cameras in another view's own clock"
     return math.floor(frame * VIEWS[view].rate)
 
-
+# %% ../../nbs/02_synthetic/11_film.ipynb #4641d832
 def write_video(
     path: Path,  # final name
     c: SyntheticConfig,
@@ -96,13 +101,13 @@ def write_video(
     moments = [int(i / rate) for i in range(n_frames)]
     with whole_file(path) as tmp:
         frames = (crew.frame(poses[i], shown[i]) for i in moments)
-        encode(tmp, frames, size, c.fps * rate, c.crf, c.preset)
+        encode(tmp, frames, size, c.fps * rate, h264(c))
     return n_frames
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #6c20ea25
 COLUMNS = 'participant_id file_id annotation_id frame_start frame_end activity chunk_id'.split()
 
-
+# %% ../../nbs/02_synthetic/11_film.ipynb #d86a1734
 def annotations(
     recordings: list[Recording],
     view: str,
@@ -117,7 +122,7 @@ def annotations(
                 rows.append((r.subject, r.file_id(view), i, *frames, e.action, k))
     return pd.DataFrame(rows, columns=COLUMNS)
 
-
+# %% ../../nbs/02_synthetic/11_film.ipynb #22368dd3
 def write_annotations(root: Path, recordings: list[Recording]):
     "One CSV for each view and split, in Drive&Act's folders"
     for view in VIEWS:
@@ -131,25 +136,25 @@ def write_annotations(root: Path, recordings: list[Recording]):
 def claim_folder(root: Path, c: SyntheticConfig):
     "Note the settings in `root`; a folder that holds another set, or something else, is refused"
     note = root / 'synthetic.json'
-    ours = json.loads(json.dumps({'version': VERSION, **asdict(c)}))
+    wanted = json.loads(json.dumps({'version': VERSION, **asdict(c)}))
     if note.exists():
-        theirs = read_json(note)
-        differ = [k for k in ours if k not in theirs or theirs[k] != ours[k]]
+        noted = read_json(note)
+        differ = [k for k in wanted if k not in noted or noted[k] != wanted[k]]
         if differ:
             raise InputError(
                 'The folder holds a synthetic set made with other settings',
                 where=note,
-                expected=', '.join(f'{k}={ours[k]}' for k in differ),
-                found=', '.join(f'{k}={theirs.get(k)}' for k in differ),
+                expected=', '.join(f'{k}={wanted[k]}' for k in differ),
+                found=', '.join(f'{k}={noted.get(k)}' for k in differ),
                 do='choose another folder, or remove this one',
             )
     elif root.exists() and any(root.iterdir()):
         what = 'The folder is not empty and holds no synthetic set'
         raise InputError(what, where=root, do='choose a new folder')
     else:
-        write_json(note, ours)
+        write_json(note, wanted)
 
-
+# %% ../../nbs/02_synthetic/11_film.ipynb #92ca059d
 def run_jobs(
     jobs: list[tuple],  # arguments of `write_video`
     workers: int,
@@ -165,13 +170,42 @@ def run_jobs(
 
 # %% ../../nbs/02_synthetic/11_film.ipynb #98aa71fb
 def write_synthetic(
-    root: str | Path,  # folder of the set; made if need be
-    config: SyntheticConfig | None = None,  # None: the defaults
+    root: str | Path,
+    config: SyntheticConfig | None = None,
     *,
-    workers: int | None = None,  # threads; None: one per core
-    progress: bool = True,  # a bar of frames
-) -> Path:  # the root
-    "Film a set and write it as Drive&Act lies on a disk; videos that are there already are kept"
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Film a rendered set and write it as Drive&Act lies on a disk.
+
+    Videos that are there already are kept, so an interrupted call can be repeated.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the set; made if need be.
+    config : SyntheticConfig, optional
+        Settings; None: the defaults.
+    workers : int, optional
+        Threads that film; None: one for each core.
+    progress : bool
+        Show a bar that counts frames.
+
+    Returns
+    -------
+    Path
+        The root, ready for `load_drive_act`.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else, or a set made with other settings.
+
+    Examples
+    --------
+    >>> write_synthetic('data/tiny', SyntheticConfig.tiny())  # doctest: +SKIP
+    PosixPath('data/tiny')
+    """
     root, c = Path(root), config or SyntheticConfig()
     claim_folder(root, c)
     jobs = missing_videos(root, c)
@@ -191,7 +225,7 @@ def missing_videos(
     paths = ((root / v / f'{r.file_id(v)}.mp4', r, v) for r in script(config) for v in VIEWS)
     return [(path, config, r, v) for path, r, v in paths if not path.exists()]
 
-
+# %% ../../nbs/02_synthetic/11_film.ipynb #ef5da07a
 def n_frames(jobs: list[tuple]) -> int:  # of `missing_videos`
     "How many frames videos have together"
     return sum(in_view(r.n_frames, v) for _, _, r, v in jobs)

@@ -22,7 +22,7 @@ class Light(NamedTuple):
     direct: float  # from the lamp
     torch: float  # from beside the camera, at 1 m
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #a2ff541f
 @kernel
 def brightness(nx, ny, nz, vx, vy, vz, gloss, light):
     "Diffuse and shining light for a normal n, seen from v (the vector to the camera)"
@@ -64,14 +64,10 @@ def look(solid, shown, world, normal, camera, light, albedo, screen, shade):
 
 # %% ../../nbs/02_synthetic/03_light.ipynb #3509a693
 BENCH = -0.85, 0.85, -0.22, 0.66  # x and y range of its top (z = 0), m
-
-
 ROOM = -2.1, 2.1, -1.7, 2.5, -0.75, 1.9  # x, y, z range, m
-
-
 FLOOR, CEILING, WALL, TOP = range(4)
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #4dc114aa
 @kernel
 def lattice(ix, iy, seed):
     "A number in 0..1 from two integers: a hash"
@@ -79,7 +75,7 @@ def lattice(ix, iy, seed):
     h = ((h ^ (h >> 13)) * 1274126177) & 0xFFFFFFFF
     return ((h ^ (h >> 16)) & 0xFFFF) / 65535.0
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #f1d0fb87
 @kernel
 def noise(x, y, seed):
     "Value noise of three octaves, about 0..1"
@@ -113,7 +109,7 @@ def texture(surface, x, y, seed):
         return joint * tile * (0.8 + 0.3 * noise(x * 9, y * 9, seed))
     return 0.85 + 0.25 * noise(x * 2.5, y * 2.5, seed + 9)
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #3a5d4f8e
 @kernel
 def hit(ex, ey, ez, dx, dy, dz):
     "First of bench top and room boundary on a ray: its surface and how far along the ray"
@@ -223,13 +219,13 @@ def shadow_at(x, y, umbra):
     high = umbra[j + 1, i] + p * (umbra[j + 1, i + 1] - umbra[j + 1, i])
     return np.float32(1) - np.float32(0.62) * (low + q * (high - low))
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #f4ff506b
 @kernel
 def clipped(value):
     "Brightness a sensor can tell"
     return min(max(value, np.float32(0)), np.float32(1))
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #ff3f497a
 @kernel
 def sample(winner, planes, colour, lit, row, column, channel):
     "Brightness of one sample: of the face that won it, or of the room"
@@ -268,7 +264,7 @@ def resolve(winner, planes, stage, umbra, picture):
                     clipped(value) * np.float32(255) + np.float32(0.5)
                 )
 
-
+# %% ../../nbs/02_synthetic/03_light.ipynb #ccf0a444
 @kernel
 def darken(colour, top, umbra):
     "Lay the shadows of what stands still on the bench"

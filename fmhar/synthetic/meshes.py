@@ -22,7 +22,7 @@ class Mesh(NamedTuple):
     faces: np.ndarray  # (F, 3) vertex numbers
     part: np.ndarray  # (V,) which rigid part of the scene it moves with
 
-
+# %% ../../nbs/02_synthetic/01_meshes.ipynb #af159b6d
 def mesh(
     vertices: np.ndarray,  # (V, 3)
     faces: np.ndarray,  # (F, 3)
@@ -61,7 +61,7 @@ def lathe(
     ]
     return mesh(v.reshape(-1, 3), np.concatenate(faces).reshape(-1, 3))
 
-
+# %% ../../nbs/02_synthetic/01_meshes.ipynb #cbf689a6
 def capsule(
     r0: float,  # radius at z = 0
     r1: float,  # radius at z = length
@@ -102,7 +102,7 @@ def paint(
     albedo = np.broadcast_to(np.float32([*rgb, nir]), shape.albedo.shape).copy()
     return shape._replace(albedo=albedo, gloss=np.full(len(albedo), gloss, np.float32))
 
-
+# %% ../../nbs/02_synthetic/01_meshes.ipynb #d70c885f
 def move(
     shape: Mesh,
     by: tuple[float, float, float] = (0, 0, 0),
@@ -113,7 +113,7 @@ def move(
     v, n = shape.vertices @ turn.T + np.asarray(by), shape.normals @ turn.T
     return shape._replace(vertices=v.astype(np.float32), normals=n.astype(np.float32))
 
-
+# %% ../../nbs/02_synthetic/01_meshes.ipynb #b456624f
 def mirrored(
     shape: Mesh,
     axis: int = 1,  # 0, 1 or 2: which coordinate changes its sign
@@ -136,7 +136,7 @@ def join(shapes: list[Mesh], parts: bool = False) -> Mesh:
     ]
     return Mesh(*both, faces, np.concatenate(part))
 
-
+# %% ../../nbs/02_synthetic/01_meshes.ipynb #5a3d7c83
 def sheet(
     width: float,
     height: float,

@@ -35,7 +35,7 @@ def thing(make):
     OBJECTS[make.__name__] = make
     return make
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #f166d181
 @thing
 def bottle(tint, other):
     "A drinking bottle; origins at the middle of the foot and of the cap's rim"
@@ -62,7 +62,7 @@ def tray(x: float, y: float, z: float, colour: tuple, wall: float = 0.008) -> Me
         sides.append(move(box(x, wall, z), (0, s * (y - wall) / 2, z / 2)))
     return paint(join(sides), colour)
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #cc2c920a
 @thing
 def case(tint, other):
     "A hinged box with things in it; the lid's origin is its hinge, far from the person"
@@ -121,7 +121,7 @@ def cabinet(tint, other):
         panel.append(piece(box(0.004, 0.014, 0.014), DARK, (-0.008, y, z)))
     return {'cabinet.body': join(boards), 'cabinet.panel': join(panel)}
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #357e7a79
 @thing
 def gear(tint, other):
     "A large cogwheel and its mat"
@@ -165,7 +165,7 @@ def screwing_block(tint, other):
         'screw.driver': join(driver),
     }
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #b6e70caa
 @thing
 def hammer_and_nail(tint, other):
     "A hammer, its origin in the face of the head and its handle along -x; a nail in a plank"
@@ -200,7 +200,7 @@ def pad_and_pen(tint, other):
     pen = lathe([(0, 0), (0.002, 0.004), (0.006, 0.02), (0.006, 0.13), (0, 0.135)], 8)
     return {'pad.pad': join([cover, leaf]), 'pad.pen': piece(pen, tint, gloss=0.4)}
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #74963fdb
 @thing
 def cloth(tint, other):
     "A cloth in folds, and a spray bottle beside it"
@@ -245,7 +245,7 @@ def phone(tint, other):
     stand = piece(box(0.1, 0.18, 0.012), tint, (0, 0, 0.006))
     return {'phone.phone': join([body, screen]), 'phone.stand': stand}
 
-
+# %% ../../nbs/02_synthetic/07_objects.ipynb #6be665a9
 @thing
 def button(tint, other):
     "A control box with a red emergency button"

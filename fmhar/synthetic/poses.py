@@ -13,7 +13,7 @@ def unit(v: np.ndarray) -> np.ndarray:
     "Vectors of length one"
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
 
-
+# %% ../../nbs/02_synthetic/05_poses.ipynb #d8e35c67
 def turn(
     axis: str,  # 'x', 'y' or 'z'
     angle: float | np.ndarray,  # a number or (T,), radians
@@ -28,7 +28,7 @@ def turn(
     }[axis]
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
-
+# %% ../../nbs/02_synthetic/05_poses.ipynb #950f5aea
 def shift(
     *by: float | np.ndarray,  # x, y, z: numbers or (T,), m
 ) -> np.ndarray:  # (3, 4) or (T, 3, 4)
@@ -48,7 +48,7 @@ def chain(
         out = np.concatenate([rotation, out[..., :3] @ p[..., 3:] + out[..., 3:]], -1)
     return out
 
-
+# %% ../../nbs/02_synthetic/05_poses.ipynb #111a184f
 def pose_of(
     origin: np.ndarray,  # (T, 3)
     x: np.ndarray,  # (T, 3) unit vectors: where the part's own axes point

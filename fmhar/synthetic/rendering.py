@@ -78,7 +78,7 @@ class Stage(NamedTuple):
     depth: np.ndarray  # (h, w) inverse depth
     top: np.ndarray  # (H, W, 2) bench coordinates, 9 where there is no bench
 
-
+# %% ../../nbs/02_synthetic/04_rendering.ipynb #a24892f2
 class Buffers(NamedTuple):
     "Room to work in"
 

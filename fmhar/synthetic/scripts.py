@@ -20,30 +20,62 @@ from fmhar.synthetic.poses import track
 
 # %% ../../nbs/02_synthetic/09_scripts.ipynb #e89bddda
 VERSION = 2  # of the pictures: raised whenever the same settings give other videos
-
-
 CHUNK = 90  # frames: Drive&Act cuts its segments into pieces of 3 s
 
 # %% ../../nbs/02_synthetic/09_scripts.ipynb #45aaa025
 @dataclass(frozen=True)
 class SyntheticConfig:
-    "Every knob of a synthetic set"
+    """Every setting of a synthetic set.
 
-    subjects: int = 12  # persons, vp1 ...; a quarter test, an eighth validate, the rest train
-    runs: int = 1  # recordings of each person, in differing light and with other things around
-    chunks_per_subject: int = 26  # labelled pieces of at most 90 frames, about
-    size: tuple[int, int] = (224, 180)  # width, height of NIR pictures, even; kinect_color is 16:9
-    fps: int = 30  # of the NIR cameras; kinect_color has half of it
-    pair_frames: tuple[int, int] = (45, 90)  # shortest and longest action with a partner: one chunk
-    other_frames: tuple[int, int] = (60, 170)  # shortest and longest other action
-    idle_frames: tuple[int, int] = (10, 20)  # unlabelled frames between actions
-    tail: float = (
-        0.5  # how long-tailed the classes are: the r-th most frequent has r**-tail as many
-    )
-    classes: tuple[str, ...] = CLASSES  # which actions
-    crf: int = 21  # quality of the H.264 stream, lower is better
-    preset: str = 'superfast'  # of the x264 encoder
-    seed: int = 0  # everything else is drawn from it
+    Parameters
+    ----------
+    subjects : int
+        Persons, `vp1` ...; a quarter test, an eighth validate, the rest train.
+    runs : int
+        Recordings of each person, in differing light and with other things around.
+    chunks_per_subject : int
+        Labelled pieces of at most 90 frames for each person, about.
+    size : tuple of int
+        Width and height of the near-infrared pictures, px, even; `kinect_color` is 16:9.
+    fps : int
+        Frames a second of the near-infrared cameras; `kinect_color` has half of it.
+    pair_frames, other_frames : tuple of int
+        Shortest and longest action with a partner (its reversal), and without one, frames.
+    idle_frames : tuple of int
+        Shortest and longest unlabelled pause between actions, frames.
+    tail : float
+        How long-tailed the classes are: the r-th most frequent has `r ** -tail` as many.
+    classes : tuple of str
+        Names of the actions in the set.
+    crf, preset : int, str
+        Quality of the H.264 stream (lower is better) and preset of its encoder.
+    seed : int
+        Everything else is drawn from it.
+
+    Raises
+    ------
+    InputError
+        A setting that cannot be filmed: too few subjects, odd sizes, unknown actions.
+
+    Examples
+    --------
+    >>> SyntheticConfig(subjects=4).subjects
+    4
+    """
+
+    subjects: int = 12
+    runs: int = 1
+    chunks_per_subject: int = 26
+    size: tuple[int, int] = (224, 180)
+    fps: int = 30
+    pair_frames: tuple[int, int] = (45, 90)
+    other_frames: tuple[int, int] = (60, 170)
+    idle_frames: tuple[int, int] = (10, 20)
+    tail: float = 0.5
+    classes: tuple[str, ...] = CLASSES
+    crf: int = 21
+    preset: str = 'superfast'
+    seed: int = 0
 
     @classmethod
     def tiny(cls, **other) -> 'SyntheticConfig':
@@ -99,7 +131,7 @@ def ranked_units(c: SyntheticConfig) -> list[tuple[str, ...]]:
     )
     return [units[i] for i in np.random.default_rng([c.seed, 4]).permutation(len(units))]
 
-
+# %% ../../nbs/02_synthetic/09_scripts.ipynb #08e735ee
 def class_counts(
     c: SyntheticConfig,
     budget: float,  # chunks
@@ -126,7 +158,7 @@ class Event(NamedTuple):
     n_frames: int
     performance: int  # seed of how it is done
 
-
+# %% ../../nbs/02_synthetic/09_scripts.ipynb #425beb11
 @dataclass(frozen=True)
 class Recording:
     "One run of one person"
@@ -142,7 +174,7 @@ class Recording:
         stamp = f'2018-05-{self.subject:02d}-{13 + self.run:02d}-02-47'
         return f'vp{self.subject}/run{self.run}_{stamp}.{VIEWS[view].suffix}'
 
-
+# %% ../../nbs/02_synthetic/09_scripts.ipynb #131216f8
 def draw_length(c: SyntheticConfig, name: str, pace: float, rng: np.random.Generator) -> int:
     "Frames of an action: a slow person takes longer"
     low, high = c.pair_frames if ACTIONS[name].partner else c.other_frames
@@ -167,7 +199,7 @@ def make_recording(
         at += events[-1].n_frames
     return Recording(subject, run, split, tuple(events), at + c.idle_frames[0])
 
-
+# %% ../../nbs/02_synthetic/09_scripts.ipynb #fd9d8161
 def script(c: SyntheticConfig) -> list[Recording]:
     "All recordings of a set"
     splits, out = split_subjects(c), []

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmhar.errors import unknown
 from fmhar.synthetic.actions import ACTIONS, CLASSES, Motion, act
-from fmhar.synthetic.cameras import TRAINED_VIEW, VIEWS
+from fmhar.synthetic.cameras import TRAINED_VIEW, VIEWS, View
 from fmhar.synthetic.light import BENCH, Light
 from fmhar.synthetic.meshes import Mesh, box, capsule, join, lathe, move, sheet
 from fmhar.synthetic.objects import object_meshes, tray
@@ -79,7 +79,7 @@ def poster(r: np.random.Generator, width: float, height: float) -> Mesh:
     areas[[0, -1]] = areas[:, [0, -1]] = 0.9
     return sheet(width, height, areas)
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #1daffefc
 def shelf(r: np.random.Generator) -> Mesh:
     "A wall shelf with books and boxes"
     pieces, x = [piece(box(1.1, 0.25, 0.03), WOOD)], -0.5
@@ -90,26 +90,34 @@ def shelf(r: np.random.Generator) -> Mesh:
         x += w
     return join(pieces)
 
+# %% ../../nbs/02_synthetic/10_studio.ipynb #8088761f
+def books(r: np.random.Generator, tint: tuple) -> list[Mesh]:
+    "Three books in a pile"
+    return [
+        piece(box(0.2, 0.14, 0.03), r.uniform(0.1, 0.9, 3), (0, 0, z), ('z', r.uniform(-0.4, 0.4)))
+        for z in (0.016, 0.047, 0.078)
+    ]
 
+# %% ../../nbs/02_synthetic/10_studio.ipynb #a2959cd7
+def crate(r: np.random.Generator, tint: tuple) -> list[Mesh]:
+    "An open crate with something in it"
+    return [tray(0.22, 0.16, 0.1, tint, 0.01), piece(box(0.1, 0.08, 0.08), STEEL, (-0.03, 0, 0.05))]
+
+# %% ../../nbs/02_synthetic/10_studio.ipynb #079a1721
+def tin(r: np.random.Generator, tint: tuple) -> list[Mesh]:
+    "A tin with three pens"
+    can = [(0, 0), (0.045, 0), (0.045, 0.13), (0.04, 0.13), (0.04, 0.02), (0, 0.02)]
+    pieces = [piece(lathe(can, 14), tint, gloss=0.3)]
+    for i in (-1, 0, 1):
+        pen = capsule(0.005, 0.005, 0.2, 6, 1)
+        pieces.append(piece(pen, TINTS[i + 2], (0.015 * i, 0.01 * i, 0.02), ('y', 0.12 * i)))
+    return pieces
+
+# %% ../../nbs/02_synthetic/10_studio.ipynb #d607568a
 def thing_aside(r: np.random.Generator, x: float, y: float) -> Mesh:
     "Something at the edge of the bench: books, a crate or a tin with pens"
-    tint, kind = TINTS[r.integers(len(TINTS))], r.integers(3)
-    if kind == 0:
-        pieces = [
-            piece(
-                box(0.2, 0.14, 0.03), r.uniform(0.1, 0.9, 3), (0, 0, z), ('z', r.uniform(-0.4, 0.4))
-            )
-            for z in (0.016, 0.047, 0.078)
-        ]
-    elif kind == 1:
-        load = piece(box(0.1, 0.08, 0.08), STEEL, (-0.03, 0, 0.05))
-        pieces = [tray(0.22, 0.16, 0.1, tint, 0.01), load]
-    else:
-        can = [(0, 0), (0.045, 0), (0.045, 0.13), (0.04, 0.13), (0.04, 0.02), (0, 0.02)]
-        pieces = [piece(lathe(can, 14), tint, gloss=0.3)]
-        for i in (-1, 0, 1):
-            pen = capsule(0.005, 0.005, 0.2, 6, 1)
-            pieces.append(piece(pen, TINTS[i + 2], (0.015 * i, 0.01 * i, 0.02), ('y', 0.12 * i)))
+    tint, make = TINTS[r.integers(len(TINTS))], (books, crate, tin)[r.integers(3)]
+    pieces = make(r, tint)
     at = x + r.uniform(-0.05, 0.05), y + r.uniform(-0.04, 0.04), 0
     return move(join(pieces), at, turn('z', r.uniform(-0.6, 0.6))[:, :3])
 
@@ -126,7 +134,7 @@ def walls(r: np.random.Generator) -> Iterator[Mesh]:
         cupboard = piece(box(1.2, 0.4, 0.75), r.uniform(0.3, 0.8, 3))
         yield move(cupboard, [at[0], at[1], -0.38], about)
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #b514f581
 def furniture(r: np.random.Generator) -> Mesh:
     "All that stands still: bench, chair, walls, things at the edges of the bench"
     x0, x1, y0, y1 = BENCH
@@ -169,11 +177,11 @@ class Studio:
 
     def renderer(
         self,
-        view: str,
+        view: str | View,  # a name of `VIEWS`, or a camera of another rig
         size: tuple[int, int],  # width, height
     ) -> Renderer:
         "The camera `view`"
-        v = VIEWS[view]
+        v = VIEWS[view] if isinstance(view, str) else view
         light = self.room_light if v.colour else self.nir_light
         return Renderer(self.solid, self.room, v, light, self.surfaces, size, self.noise)
 
@@ -184,7 +192,7 @@ def picture_size(c: SyntheticConfig, view: str) -> tuple[int, int]:  # width, he
     aspect = VIEWS[view].aspect
     return (width if aspect is None else 2 * round(height * aspect / 2)), height
 
-
+# %% ../../nbs/02_synthetic/10_studio.ipynb #4de882f9
 def render_action(
     action: str,  # one of `CLASSES`
     config: SyntheticConfig | None = None,  # None: the defaults

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/06_trainer/05_checkpoints.ipynb #de189c72
+import zipfile
 from pathlib import Path
 
 import torch
@@ -16,13 +17,102 @@ from fmhar.trainer.labels import labels_of
 from fmhar.trainer.state import History, Run
 
 # %% ../../nbs/06_trainer/05_checkpoints.ipynb #7cfc7a0e
-def save_checkpoint(
-    run: Run,
-    path: str | Path,
-):
+class Checkpoint:
+    """A file that continues one run and no other
+
+    Parameters
+    ----------
+    path : str or Path
+        Need not exist.
+    former : str, optional
+        What a file of an earlier version has as its identity, where that was one string.
+    **identity : str
+        What the run is, part by part, e.g. `bank=..., recipe=..., data=...`.
+
+    Examples
+    --------
+    >>> file = Checkpoint('run.pt', network='i3d', recipe='1f2e', data='77ab')
+    >>> file.write(epoch=3, model=model.state_dict())
+    >>> file.read()['epoch']
+    3
+    """
+
+    version = 2
+
+    def __init__(self, path: str | Path, *, former: str | None = None, **identity: str):
+        self.path, self.former, self.identity = Path(path), former, identity
+
+    def read(self) -> dict | None:
+        "What was written, None where there is no file; damaged or another run's: `InputError`"
+        if not self.path.exists():
+            return None
+        self.verify()
+        try:
+            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            other = self.differences(state['identity'], state.get('version', 1))
+        except Exception as e:  # a broken file makes torch raise many types
+            raise self.damaged(f'{type(e).__name__}: {e}') from None
+        if other:
+            do = 'delete it, or give another path'
+            raise InputError(f'A checkpoint of another {other}', where=self.path, do=do)
+        return state
+
+    def write(self, **state):
+        "Replace the file, whole or not at all"
+        with whole_file(self.path) as tmp:
+            torch.save(dict(state, version=self.version, identity=self.identity), tmp)
+
+    def verify(self):
+        "Raise `InputError` if a stored checksum is not that of the bytes"
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                bad = file.testzip()
+        except Exception as e:  # a broken archive makes zipfile raise many types
+            raise self.damaged(f'{type(e).__name__}: {e}') from None
+        if bad:
+            raise self.damaged(f'{bad} has another checksum')
+
+    def differences(self, known: dict | str, version: int) -> str:
+        "Which parts are another run's, in words"
+        if version > self.version:
+            return f'version of fmhar (format {version}; this one reads up to {self.version})'
+        if isinstance(known, str):
+            same = known == self.former
+            return '' if same else f'{" or ".join(self.identity)}, written by an earlier version'
+        return ' and '.join(k for k, v in self.identity.items() if known.get(k) != v)
+
+    def damaged(self, found: str) -> InputError:
+        "The error for a file that cannot be continued"
+        do = 'delete it: training then starts anew'
+        return InputError('Not a checkpoint', where=self.path, found=found.split('\n')[0], do=do)
+
+# %% ../../nbs/06_trainer/05_checkpoints.ipynb #07b70e9c
+def identity(run: Run) -> dict[str, str]:
+    "What a checkpoint must agree with"
+    return {k: fingerprint(v) for k, v in _identity(run).items()}
+
+# %% ../../nbs/06_trainer/05_checkpoints.ipynb #fc145810
+def _identity(run: Run) -> dict[str, list]:
+    "Recipe, bank and data in values that JSON can hold"
+    shapes = {k: list(v.shape) for k, v in run.bank.state_dict().items()}
+    data = [
+        [[labels_of(d, name) for name in run.bank.label_sets], d.segments]
+        for d in (run.train, run.val)
+        if d is not None
+    ]
+    return dict(bank=[run.bank.specs, shapes], recipe=[run.recipe], data=data)
+
+# %% ../../nbs/06_trainer/05_checkpoints.ipynb #109b40fd
+def checkpoint_of(run: Run, path: str | Path) -> Checkpoint:
+    "The file that continues this run"
+    parts = _identity(run)
+    former = fingerprint([run.recipe, *parts['bank'], parts['data']])
+    return Checkpoint(path, former=former, **{k: fingerprint(v) for k, v in parts.items()})
+
+# %% ../../nbs/06_trainer/05_checkpoints.ipynb #5a5bf03b
+def save_checkpoint(run: Run, file: Checkpoint):
     "Write all that changes during training"
-    state = dict(
-        identity=identity(run),
+    file.write(
         epoch=run.epoch,
         bank=run.bank.state_dict(),
         optimizer=run.optimizer.state_dict(),
@@ -30,46 +120,13 @@ def save_checkpoint(
         going=run.going,
         best=run.best,
     )
-    with whole_file(path) as tmp:
-        torch.save(state, tmp)
 
-
-def identity(run: Run) -> str:
-    "What a checkpoint must agree with"
-    shapes = {k: list(v.shape) for k, v in run.bank.state_dict().items()}
-    data = [
-        [[labels_of(d, name) for name in run.bank.label_sets], d.segments]
-        for d in (run.train, run.val)
-        if d is not None
-    ]
-    return fingerprint([run.recipe, run.bank.specs, shapes, data])
-
-# %% ../../nbs/06_trainer/05_checkpoints.ipynb #5a5bf03b
-def read_checkpoint(
-    path: str | Path,
-) -> dict | None:  # None where there is no file yet
-    "What `save_checkpoint` wrote"
-    if not Path(path).exists():
-        return None
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        return {'identity': state['identity'], **state}
-    except Exception as e:  # a broken file makes torch raise many types
-        found = f'{type(e).__name__}: {e}'.split('\n')[0]
-        raise InputError('Not a checkpoint', where=path, found=found, do='delete it') from None
-
-
-def load_checkpoint(
-    run: Run,
-    path: str | Path,
-):
+# %% ../../nbs/06_trainer/05_checkpoints.ipynb #84b512d6
+def load_checkpoint(run: Run, file: Checkpoint):
     "Continue a run where the checkpoint ends, if there is one"
-    state = run.me.once(read_checkpoint, path)
+    state = run.me.once(file.read)
     if state is None:
         return
-    if state['identity'] != identity(run):
-        do = 'delete it, or give another path'
-        raise InputError('A checkpoint of another bank, recipe or data set', where=path, do=do)
     run.bank.load_state_dict(state['bank'])
     run.optimizer.load_state_dict(state['optimizer'])
     run.going.copy_(state['going'])

@@ -29,9 +29,9 @@ def draw(history: History) -> Figure:
     names = list(history.table.probe.unique())
     named, others = (names, 0) if len(names) <= FEW else ([best], len(names) - 1)
     fig = Figure(figsize=(7, 2.3 + 0.2 * math.ceil(len(named) / 2)), layout='constrained')
-    shown = [(table.loss, 'training', 'loss (nats)'), (scores, 'validation', 'balanced accuracy')]
+    panels = [(table.loss, 'training', 'loss (nats)'), (scores, 'validation', 'balanced accuracy')]
     axes = fig.subplots(1, 1 + validated, squeeze=False)[0]
-    for ax, (curves, title, label) in zip(axes, shown):
+    for ax, (curves, title, label) in zip(axes, panels):
         if others:
             grey, *_ = ax.plot(curves.index, curves, color='0.75', lw=0.8)
             grey.set_label(f'the other {others}')
@@ -39,8 +39,8 @@ def draw(history: History) -> Figure:
             ax.plot(curves.index, curves[name], marker='.' if name == best else '', label=name)
         ax.set(xlabel='epoch', ylabel=label, title=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    lines, said = ax.get_legend_handles_labels()
-    fig.legend(lines, said, loc='outside lower center', ncols=2, frameon=False)
+    lines, labels = ax.get_legend_handles_labels()
+    fig.legend(lines, labels, loc='outside lower center', ncols=2, frameon=False)
     return fig
 
 # %% ../../nbs/06_trainer/06_curves.ipynb #84c8e43a
@@ -67,7 +67,7 @@ class Curves:
         now = time.perf_counter()
         self.due = now + 20 * (now - began)
 
-
+# %% ../../nbs/06_trainer/06_curves.ipynb #98671a2f
 def in_notebook() -> bool:
     "Can a picture be shown, and are progress bars wanted?"
     ipython = sys.modules.get('IPython')

@@ -33,17 +33,17 @@ def targets(
     share = F.one_hot(labels, n) * (1 - label_smoothing) + label_smoothing / n
     return share * weight[labels, None]
 
-
+# %% ../../nbs/06_trainer/04_labels.ipynb #acb21cab
 def class_weight(
     labels: torch.Tensor,  # (S,), one for each segment
     n_classes: int,  # C
     balance: str | None,  # of `Recipe`
 ) -> torch.Tensor:  # (C,)
     "1, or S / (C count) for balance='loss', so that all classes weigh the same"
+    if balance != 'loss':
+        return torch.ones(n_classes)
     count = torch.bincount(labels, minlength=n_classes)
-    return (
-        len(labels) / n_classes / count.clamp(min=1) if balance == 'loss' else torch.ones(n_classes)
-    )
+    return len(labels) / n_classes / count.clamp(min=1)
 
 # %% ../../nbs/06_trainer/04_labels.ipynb #4b684367
 def labels_of(
@@ -55,7 +55,7 @@ def labels_of(
         return torch.as_tensor(dataset.labels)
     return torch.as_tensor(class_indices(dataset.table, labels))
 
-
+# %% ../../nbs/06_trainer/04_labels.ipynb #f5bc0e89
 def class_indices(table: pd.DataFrame, labels: str) -> np.ndarray:  # (n,)
     "A column as indices into its classes"
     sets = table.attrs.get('label_sets', {})
@@ -68,7 +68,7 @@ def class_indices(table: pd.DataFrame, labels: str) -> np.ndarray:  # (n,)
         raise InputError('A label that is not among the classes', where=labels, found=found)
     return index
 
-
+# %% ../../nbs/06_trainer/04_labels.ipynb #d9205876
 def batch_targets(
     run: Run,
     labels: torch.Tensor,  # (S, n) of all clips
@@ -89,7 +89,7 @@ def partners(
     "Who is mixed with whom, and how much (mixup, on features)"
     return float(rng.beta(alpha, alpha)), rng.permutation(n)
 
-
+# %% ../../nbs/06_trainer/04_labels.ipynb #9f8b87f9
 def mix(
     x: torch.Tensor,  # (n, ...)
     own: np.ndarray,  # (m,) rows of x

@@ -6,21 +6,22 @@
 __all__ = ['fit']
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #8dacbf57
+import hashlib
 import math
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
 from fmhar.devices import pick_device, pick_precision
 from fmhar.errors import InputError
 from fmhar.probe import Probe, ProbeBank
 from fmhar.processes import processes
-from fmhar.trainer.checkpoints import identity, load_checkpoint, save_checkpoint
+from fmhar.trainer.checkpoints import checkpoint_of, identity, load_checkpoint, save_checkpoint
 from fmhar.trainer.curves import Curves, in_notebook
 from fmhar.trainer.labels import (
     batch_targets,
@@ -34,7 +35,7 @@ from fmhar.trainer.recipe import Recipe, epoch_clips, lr_factor, make_optimizer
 from fmhar.trainer.state import History, Run, state_on_cpu
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #70f7c4f4
-def start(bank, train, val, recipe, device):
+def start(bank, train, val, recipe, device) -> Run:
     "A run at its beginning, the same in every process"
     me = processes()
     if recipe.keep == 'best' and val is None:
@@ -48,9 +49,20 @@ def start(bank, train, val, recipe, device):
     going = torch.ones(len(bank.probes), dtype=torch.bool, device=device)
     learns = torch.tensor([list(bank.label_sets).index(s.labels) for s in bank.specs])
     run = Run(bank, train, val, recipe, device, me, make_optimizer(bank), going, learns)
-    if len(set(me.gather((identity(run), tensor_hash(bank.state_dict()))))) > 1:
-        raise InputError('The processes do not train the same bank, recipe or data set')
+    agree(run)
     return run
+
+# %% ../../nbs/06_trainer/07_loop.ipynb #e54ff2ca
+def agree(run: Run):
+    "Raise `InputError` unless all processes train the same bank on the same data"
+    mine = identity(run)
+    if run.me.world > 1:
+        mine['weights'] = hashlib.sha256(save(run.bank.state_dict())).hexdigest()
+    every = run.me.gather(mine)
+    other = [k for k in mine if len({each[k] for each in every}) > 1]
+    if other:
+        found = 'another ' + ' and '.join(other)
+        raise InputError('The processes do not train the same', found=found)
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #ea0d55ef
 def step(
@@ -59,30 +71,23 @@ def step(
     target: torch.Tensor,  # (B, S, C) for S label sets
     part: float = 1.0,  # of the batch that these clips are
 ) -> torch.Tensor:  # (P,) losses; nan for probes that were stopped before
-    "One batch for all probes that are going"
-    active = run.going.nonzero()[:, 0]
-    if not len(active):
-        return torch.full(run.going.shape, torch.nan, device=run.device)
-    probes = [probe for probe, going in zip(run.bank.probes, run.going.tolist()) if going]
-    bank = run.bank if len(probes) == len(run.going) else ProbeBank.of(probes)
+    "One batch for all probes that were going when the epoch began"
     with run.autocast():
-        logits = bank(features)  # (P, B, C)
-    own = cross_entropy(logits, target[:, run.learns[active.cpu()]].transpose(0, 1)) * part
+        logits = run.active(features)  # (A, B, C)
+    own = cross_entropy(logits, run.targets(target)) * part
     loss = own.detach().clone()
     run.me.add_up([loss])
-    run.going[active] = fine = loss.isfinite()
+    going = run.going[run.rows] & loss.isfinite()
+    run.going[run.rows] = going
     run.optimizer.zero_grad(set_to_none=True)
-    own[fine].sum().backward()
-    for probe, going in zip(probes, fine.tolist()):
-        if not going:
-            probe.zero_grad(set_to_none=True)
-    run.me.add_up(p.grad for p in run.bank.parameters() if p.grad is not None)
+    torch.where(going, own, 0).sum().backward()
+    run.me.add_up(p.grad for p in run.active.parameters() if p.grad is not None)
     if run.recipe.grad_clip:
-        for probe in probes:
+        for probe in run.active.probes:
             torch.nn.utils.clip_grad_norm_(probe.parameters(), run.recipe.grad_clip)
     run.optimizer.step()
     every = torch.full(run.going.shape, torch.nan, device=run.device)
-    return every.index_put((active,), loss)
+    return every.index_put((run.rows,), loss.where(going, torch.nan))
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #f92b51d5
 def read_part(
@@ -127,7 +132,7 @@ def validate(
         scores[run.learns == i] = balanced_accuracy(predicted[run.learns == i], truth)
     return scores
 
-
+# %% ../../nbs/06_trainer/07_loop.ipynb #8eb6e11a
 def balanced_accuracy(
     predicted: torch.Tensor,  # (P, n)
     truth: torch.Tensor,  # (n,); -1 does not count
@@ -148,20 +153,26 @@ def end_epoch(
     due = run.val is not None and (last or run.epoch % run.recipe.validate_every == 0)
     scores = validate(run).tolist() if due else [math.nan] * len(run.going)
     done = {**run.history.stopped, **run.history.early}
+    run.going &= torch.stack([finite(probe) for probe in run.bank.probes])
+    going, loss = run.going.tolist(), loss.tolist()
     for i, probe in enumerate(run.bank.probes):
         name = probe.spec.name
         if name in done:
             continue
-        run.going[i] &= all(p.isfinite().all() for p in probe.parameters())
-        if not run.going[i]:
+        if not going[i]:
             run.history.stopped[name] = run.epoch
             continue
-        row = run.epoch, name, loss[i].item(), scores[i]
+        row = run.epoch, name, loss[i], scores[i]
         run.history.rows.append(dict(zip(History.columns, row)))
         if due and run.recipe.keep == 'best':
             run.going[i] = keep_best(run, probe, scores[i])
 
+# %% ../../nbs/06_trainer/07_loop.ipynb #d15007bb
+def finite(probe: Probe) -> torch.Tensor:
+    "Are all weights numbers? One bool, on their device"
+    return torch.stack([p.isfinite().all() for p in probe.parameters()]).all()
 
+# %% ../../nbs/06_trainer/07_loop.ipynb #76272d61
 def keep_best(
     run: Run,
     probe: Probe,
@@ -192,6 +203,7 @@ def train_epoch(
     steps = math.ceil(len(order) / size)
     total = 0
     run.bank.train()
+    run.choose()
     for i in range(steps):
         clips, now = order[i * size : (i + 1) * size], run.epoch * steps + i
         factor = lr_factor(now, recipe.epochs * steps, recipe.warmup_epochs * steps)
@@ -205,45 +217,87 @@ def train_epoch(
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #829eab0e
 def fit(
-    bank: ProbeBank,  # trained in place
-    train,  # labels (n,), segments (n,), batch(indices) -> Features
-    val=None,  # the same, of the trained view
+    bank: ProbeBank,
+    train,
+    val=None,
     *,
     recipe: Recipe = Recipe(),  # noqa: B008 (it is frozen)
-    checkpoint: str | Path | None = None,  # file; if it is there, training continues from it
+    checkpoint: str | Path | None = None,
     device: str = 'auto',
-    progress: bool = True,  # progress bar with clips per second; in a notebook curves as well
+    progress: bool = True,
 ) -> History:
-    "Train all probes of a bank, one read of each batch for all of them"
+    """Train all probes of a bank, one read of each batch for all of them
+
+    Parameters
+    ----------
+    bank : ProbeBank
+        Trained in place; in eval mode afterwards. A probe that diverged has NaN as weights.
+    train : FeatureDataset, ArrayDataset or alike
+        Has `labels` (n,), `segments` (n,) and `batch(indices) -> Features` with (B, T, D) and,
+        where a head reads tokens, (B, T, N, D).
+    val : the same, optional
+        Of the trained view; novel views are looked at for no choice.
+    recipe : Recipe
+        The paper's by default.
+    checkpoint : str or Path, optional
+        File written after each epoch; if it is there, training continues from it, bit for bit.
+    device : str
+        'auto', 'cpu', 'cuda', 'cuda:1', 'mps'.
+    progress : bool
+        Progress bar with clips per second; in a notebook curves as well.
+
+    Returns
+    -------
+    History
+        Losses, validation scores, and what became of each probe.
+
+    Raises
+    ------
+    InputError
+        For no clips, a recipe that lacks what it needs, a checkpoint that is damaged or of
+        another bank, recipe or data set.
+
+    Examples
+    --------
+    >>> bank = ProbeBank(sweep(['lstm', 'tcn'], seed=range(3)), dim=768, n_classes=34)
+    >>> history = fit(bank, train, val, recipe=Recipe(epochs=10), checkpoint='bank.pt')
+    """
     run = start(bank, train, val, recipe, device)
-    if checkpoint is not None:
-        load_checkpoint(run, checkpoint)
+    file = None if checkpoint is None else checkpoint_of(run, checkpoint)
+    if file is not None:
+        load_checkpoint(run, file)
     n, show, curves = len(np.unique(train.segments)), progress and run.me.first, Curves()
     count = dict(total=recipe.epochs * n, initial=run.epoch * n)
-    with tqdm(**count, unit='clip', desc='train', disable=not show) as bar:
-        while run.epoch < recipe.epochs and run.going.any():
-            began = time.perf_counter()
-            loss = train_epoch(run, bar)
-            end_epoch(run, loss)
-            run.history.seconds += time.perf_counter() - began
-            bar.set_postfix(loss=f'{loss.nanmean():.3f}')
-            if show and run.history.rows and in_notebook():
-                last = run.epoch == recipe.epochs or not run.going.any()
-                curves.show(run.history, last)
-            if checkpoint is not None:
-                run.me.once(save_checkpoint, run, checkpoint)
+    try:
+        with tqdm(**count, unit='clip', desc='train', disable=not show) as bar:
+            while run.epoch < recipe.epochs and run.going.any():
+                began = time.perf_counter()
+                loss = train_epoch(run, bar)
+                end_epoch(run, loss)
+                run.history.seconds += time.perf_counter() - began
+                bar.set_postfix(loss=f'{loss.nanmean():.3f}')
+                if show and run.history.rows and in_notebook():
+                    last = run.epoch == recipe.epochs or not run.going.any()
+                    curves.show(run.history, last)
+                if file is not None:
+                    run.me.once(save_checkpoint, run, file)
+    finally:
+        run.part()
     keep(run)
     return run.history
 
 # %% ../../nbs/06_trainer/07_loop.ipynb #0115e10d
+@torch.no_grad()
 def keep(run: Run):
-    "Give each probe the weights that the recipe keeps"
+    "Give each probe the weights that the recipe keeps; NaN to one that diverged"
     for probe in run.bank.probes:
-        best = run.best.get(probe.spec.name)
+        name = probe.spec.name
+        best = run.best.get(name)
         if best:
             probe.load_state_dict(best['weights'])
-        if best or probe.spec.name not in run.history.stopped:
-            run.history.kept[probe.spec.name] = best['epoch'] if best else run.epoch
+        if best or name not in run.history.stopped:
+            run.history.kept[name] = best['epoch'] if best else run.epoch
+            continue
         for p in probe.parameters():
-            p.data = p.data.clone()  # no longer beside those of others (`stacked`)
+            p.fill_(torch.nan)
     run.bank.eval()

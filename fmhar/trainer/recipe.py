@@ -18,20 +18,58 @@ from fmhar.probe import ProbeBank
 # %% ../../nbs/06_trainer/02_recipe.ipynb #28c78727
 @dataclass(frozen=True)
 class Recipe:
-    "How a bank is trained"
+    """How a bank is trained; the defaults are the paper's (Sec. 3.5)
+
+    Parameters
+    ----------
+    epochs : int
+        Each shows one clip of every segment.
+    batch_size : int
+        Clips a step.
+    warmup_epochs : float
+        The learning rate rises linearly for so long, then follows a cosine to zero.
+    label_smoothing : float
+        Share of the target that is spread over all classes.
+    grad_clip : float, optional
+        Largest norm of the gradient of each probe.
+    precision : {'fp32', 'bf16', 'auto'}
+        Of the heads' products; `'bf16'` is several times faster where the machine has it.
+    validate_every : int
+        Epochs between validations; the last epoch is always validated.
+    keep : {'last', 'best'}
+        Which weights of each probe: the last, or those with the best validation.
+    patience : int, optional
+        Stop a probe after so many epochs without a better validation; needs `keep='best'`.
+    balance : {None, 'loss', 'sampling'}
+        Classes weigh the same in the loss, or are drawn equally often.
+    mixup : float
+        Alpha of the Beta distribution that mixes the features of two clips; 0: no mixing.
+    seed : int
+        Of the order of clips and of mixup; initial weights have seeds of their own.
+
+    Raises
+    ------
+    InputError
+        For an unknown choice, or `patience` without `keep='best'`.
+
+    Examples
+    --------
+    >>> Recipe(epochs=10, keep='best', patience=3).batch_size
+    32
+    """
 
     epochs: int = 60
-    batch_size: int = 32  # clips
-    warmup_epochs: float = 0.0  # the learning rate rises linearly for so long
+    batch_size: int = 32
+    warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
-    grad_clip: float | None = None  # largest norm of the gradient of each probe
-    precision: str = 'fp32'  # 'bf16': several times faster where the machine has it; 'auto'
-    validate_every: int = 1  # epochs, and after the last one
-    keep: str = 'last'  # or 'best': of each probe the weights with the best validation
-    patience: int | None = None  # stop a probe after so many epochs without a better validation
-    balance: str | None = None  # 'loss': classes weigh the same; 'sampling': are drawn as often
-    mixup: float = 0.0  # alpha of the Beta distribution that mixes the features of two clips
-    seed: int = 0  # of the order of clips, and of mixup
+    grad_clip: float | None = None
+    precision: str = 'fp32'
+    validate_every: int = 1
+    keep: str = 'last'
+    patience: int | None = None
+    balance: str | None = None
+    mixup: float = 0.0
+    seed: int = 0
 
     def __post_init__(self):
         if self.keep not in ('last', 'best'):
@@ -39,7 +77,8 @@ class Recipe:
         if self.balance not in (None, 'loss', 'sampling'):
             raise unknown('way to balance classes', self.balance, ['loss', 'sampling'])
         if self.patience and self.keep != 'best':
-            raise InputError('patience stops late', do="set keep='best', to go back to the best")
+            do = 'a probe out of patience goes back to its best weights, which only that keeps'
+            raise InputError("patience needs keep='best'", found=f'keep={self.keep!r}', do=do)
 
 # %% ../../nbs/06_trainer/02_recipe.ipynb #3498955d
 def epoch_clips(
@@ -48,11 +87,19 @@ def epoch_clips(
     epoch: int,
     labels: np.ndarray | None = None,  # (n,): give them to draw all classes equally often
 ) -> np.ndarray:  # positions of clips, as many as there are segments
-    "A random clip of each segment, in random order"
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(segments))
-    first = np.unique(segments[order], return_index=True)[1]
-    clips = order[np.sort(first)]
+    "A clip of each segment, in random order; K epochs show all K clips of a segment"
+    _, first, segment, count = np.unique(
+        segments, return_index=True, return_inverse=True, return_counts=True
+    )
+    count, shown = count[segment], np.zeros(len(segment), bool)
+    for k in np.unique(count):  # segments of k clips begin a new round every k epochs
+        rows = np.flatnonzero(count == k)
+        shuffled = rows[np.random.default_rng([seed, epoch // k, k]).permutation(len(rows))]
+        in_turn = shuffled[np.argsort(segment[shuffled], kind='stable')].reshape(-1, k)
+        shown[in_turn[:, epoch % k]] = True
+    rng, clip_of = np.random.default_rng([seed, epoch]), np.empty(len(first), int)
+    clip_of[segment[shown]] = np.flatnonzero(shown)
+    clips = clip_of[segment[np.sort(first)]][rng.permutation(len(first))]
     if labels is None:
         return clips
     count = np.bincount(labels[clips])[labels[clips]]

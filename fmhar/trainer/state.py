@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from fmhar.devices import PRECISIONS, pick_precision
+from fmhar.fusion.together import Together
 from fmhar.probe import ProbeBank
 from fmhar.processes import Processes
 from fmhar.trainer.recipe import Recipe
@@ -19,15 +20,36 @@ from fmhar.trainer.recipe import Recipe
 # %% ../../nbs/06_trainer/03_state.ipynb #a5aeece8
 @dataclass
 class History:
-    "How training went"
+    """How a training went
 
-    rows: list[dict] = field(default_factory=list)  # as `columns`
-    stopped: dict[str, int] = field(default_factory=dict)  # diverged probe -> epoch
-    early: dict[str, int] = field(default_factory=dict)  # probe out of patience -> epoch
-    kept: dict[str, int] = field(default_factory=dict)  # probe -> epoch of its final weights
-    seconds: float = 0.0  # of training, over all its starts
+    Parameters
+    ----------
+    rows : list of dict
+        One of each epoch and probe: epoch, probe, loss (nats), balanced_accuracy of the
+        validation (0 to 1, NaN where it was not due).
+    stopped : dict of str to int
+        Diverged probe -> epoch. Its weights are NaN unless `kept` names it, and so are its
+        logits and scores.
+    early : dict of str to int
+        Probe out of patience -> epoch.
+    kept : dict of str to int
+        Probe -> epoch of its final weights; none for a probe that diverged.
+    seconds : float
+        Of training, over all its starts.
 
-    columns = 'epoch', 'probe', 'loss', 'balanced_accuracy'  # the last: of validation
+    Examples
+    --------
+    >>> history = fit(bank, train, val)
+    >>> history.table.pivot(index='epoch', columns='probe', values='loss')
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    stopped: dict[str, int] = field(default_factory=dict)
+    early: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    columns = 'epoch', 'probe', 'loss', 'balanced_accuracy'
 
     @property
     def table(self) -> pd.DataFrame:
@@ -46,16 +68,41 @@ class Run:
     device: torch.device
     me: Processes  # who trains it together with whom
     optimizer: torch.optim.AdamW
-    going: torch.Tensor  # (P,) bool: not diverged, not out of patience
+    going: torch.Tensor  # (P,) bool, on the device: not diverged, not out of patience
     learns: torch.Tensor  # (P,) which of the bank's label sets
     history: History = field(default_factory=History)
     epoch: int = 0  # epochs done
     best: dict = field(default_factory=dict)  # probe -> {'score': ..., 'weights': ...}
+    active: ProbeBank | None = None  # the probes that were going when the epoch began
+    rows: torch.Tensor | None = None  # (A,) their positions in the bank, on the device
+    sets: torch.Tensor | None = None  # (A,) their label sets, on the device
+    blocks: list[Together] = field(default_factory=list)  # their weights, side by side
 
     def autocast(self):
         "The precision of the heads' matrix products"
         dtype = PRECISIONS[pick_precision(self.recipe.precision, self.device)]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def targets(self, target: torch.Tensor) -> torch.Tensor:
+        "Of (B, S, C) for S label sets, those that each active probe learns: (A, B, C)"
+        return target[:, self.sets].transpose(0, 1)
+
+    def choose(self):
+        "Take the probes that are going for the next epoch, their weights side by side"
+        going = self.going.nonzero()[:, 0]
+        if self.rows is not None and torch.equal(self.rows, going):
+            return
+        self.part()
+        self.rows, probes = going, self.bank.probes
+        self.sets = self.learns.to(self.device)[going]
+        self.active = ProbeBank.of([probes[i] for i in going.tolist()])
+        self.blocks = self.active.lay_out()
+
+    def part(self):
+        "Give each weight memory of its own again"
+        for block in self.blocks:
+            block.part()
+        self.active, self.rows, self.blocks = None, None, []
 
 # %% ../../nbs/06_trainer/03_state.ipynb #25aedb3a
 def state_on_cpu(module: torch.nn.Module) -> dict[str, torch.Tensor]:
