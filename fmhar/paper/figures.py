@@ -195,6 +195,7 @@ def figure_confusion(
     name = (view_names or {}).get(view, view)
     ax.set_title(f'{printed(probe)}, {name}\nmost frequent answer: '
                  f'{names[favourite.argmax()]}, {100 * favourite.max() / favourite.sum():.0f} %', size=10)  # fmt: skip
+    ax.tick_params(axis='y', rotation=0)
     ax.set(xlabel='answer', ylabel='truth')
     if given is not None:
         return given
