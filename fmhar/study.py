@@ -173,8 +173,10 @@ def own(
 
     Parameters
     ----------
-    drive_act, ikea_asm : str or Path, optional
-        Folders of the datasets; at least one.
+    drive_act : str or Path, optional
+        Folder of Drive&Act.
+    ikea_asm : str or Path, optional
+        Folder of IKEA-ASM; at least one of both.
     out : str or Path
         Folder for features and results.
     models : sequence of str

@@ -44,15 +44,22 @@ class Experiment:
         Of the frozen backbone: 'auto', 'fp32', 'bf16'.
     n_frames : int
         Frames of a clip (Sec. 3.5: 16).
-    n_clips, n_train_clips, n_crops : int
-        Clips of a test segment, whose logits are averaged (Sec. 3.5: 3); frozen clips of a training segment without
-        augmentation; crops of a test clip (3: along the long side).
-    decoder, identity : str
-        'pyav' or 'torchcodec'; a video is known by its 'state' (path, size, time of change) or 'content'.
+    n_clips : int
+        Clips of a test segment, whose logits are averaged (Sec. 3.5: 3).
+    n_train_clips : int
+        Frozen clips of a training segment without augmentation.
+    n_crops : int
+        Of a test clip; 3: along the long side.
+    decoder : str
+        'pyav' or 'torchcodec'.
+    identity : str
+        What a video is known by: its 'state' (path, size, time of change) or 'content'.
     fold : tuple of (k, n)
         Instead of the dataset's split, test on the k-th of n groups of people.
-    token_pool, token_dtype : int, str
-        2: mean of 2 x 2 patch tokens; 'float16' or 'int8' on the disk.
+    token_pool : int
+        2: mean of 2 x 2 patch tokens.
+    token_dtype : str
+        On the disk: 'float16' or 'int8'.
     keep_tokens : bool
         Store the test views' tokens too: 250 times their class tokens.
     fusions : tuple of str

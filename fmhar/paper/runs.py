@@ -15,9 +15,6 @@ import pandas as pd
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
-from fmhar.experiments import needed, read_segments
-from fmhar.finetune.loop import finetuned
-from fmhar.finetune.networks import FINETUNE
 from fmhar.metrics import chance
 from fmhar.paper.printed import ACCURACIES, printed, printed_view
 from fmhar.paper.results import head_of, heads_of
@@ -80,8 +77,11 @@ def collect_networks(
     progress: bool = False,
 ) -> dict[tuple[str, str], Run]:
     "Train or load the fine-tuned networks, and say what was taken from where"
+    from fmhar import experiments  # video and encoders are loaded where they are needed
+    from fmhar.finetune.loop import finetuned
+
     exp, runs = study.experiment('Drive&Act', study.models[0]), {}
-    segments = needed(read_segments(exp))
+    segments = experiments.needed(experiments.read_segments(exp))
     how = dict(out=study.out, n_clips=exp.n_clips, progress=progress)
     with study.lock():
         for model, settings in networks.items():
@@ -219,7 +219,8 @@ def compare(
 # %% ../../nbs/12_paper/04_runs.ipynb #92182f0e
 def called(model: str, head: str) -> str:
     "Model and head as the tables call them"
-    return model if head in FINETUNE else f'{model} {printed(head)}'
+    network = head.startswith(('i3d', 'video_swin', 'swin'))  # of `fmhar.finetune`: its own head
+    return model if network else f'{model} {printed(head)}'
 
 # %% ../../nbs/12_paper/04_runs.ipynb #423e3518
 def in_words(
