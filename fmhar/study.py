@@ -16,19 +16,40 @@ import pandas as pd
 from filelock import FileLock
 
 from fmhar import demo
-from fmhar.errors import unknown
+from fmhar.errors import InputError, unknown
 from fmhar.evaluation.predictions import Predictions
-from fmhar.experiments import Experiment, Result, run
+from fmhar.experiments.description import Experiment
+from fmhar.experiments.opened import read_experiment
+from fmhar.experiments.running import Result, run
+from fmhar.files import read_json
+from fmhar.paper.outputs import footnote_of
 
 # %% ../nbs/14_commands/02_study.ipynb #7a92654e
 @dataclass(frozen=True)
 class Study:
-    "Crossings of datasets and backbones, and where their results lie"
+    """Crossings of datasets and backbones, and where their results lie.
 
-    out: Path  # folder of features, runs and results
-    experiments: dict[tuple[str, str], Experiment]  # (dataset, model), as the paper names them
-    scale: str = 'own'  # or the size of the embedded set
-    methods: tuple = ('t-SNE', 'UMAP')  # of figure 3
+    Parameters
+    ----------
+    out : Path
+        Folder of features, runs and results.
+    experiments : dict of (dataset, model) to Experiment
+        Under the paper's names: ('Drive&Act', 'DinoV2'), ...
+    scale : str
+        'own', or the size of the embedded set.
+    methods : tuple of str
+        Maps of figure 3.
+
+    Examples
+    --------
+    >>> study = embedded('quick')  # doctest: +SKIP
+    >>> result = study.run('Drive&Act', 'DinoV2')  # doctest: +SKIP
+    """
+
+    out: Path
+    experiments: dict[tuple[str, str], Experiment]
+    scale: str = 'own'
+    methods: tuple = ('t-SNE', 'UMAP')
 
     @property
     def datasets(self) -> list[str]:
@@ -72,48 +93,56 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
         return FileLock(self.out / '.study.lock')
 
+    def run_folds(
+        self, dataset: str, model: str, n: int, *, progress: bool = True, **changes
+    ) -> tuple[Predictions, pd.DataFrame]:  # of every segment once; validation: mean over folds
+        "Run or load one crossing fold by fold, and put the answers together"
+        exp, folds, scores = replace(self.experiment(dataset, model), **changes), [], []
+        self.prepare(progress=progress)
+        with self.lock():
+            for k in range(n):
+                result = run(replace(exp, fold=(k, n)), self.out, progress=progress)
+                print(f'{dataset}, {model}, fold {k + 1} of {n}: {result.origin}')
+                folds.append(result.predictions.mean_clips())
+                last = result.history.table.groupby('probe', sort=False).last()
+                scores.append(last.balanced_accuracy)
+        table = pd.concat([p.table for p in folds], ignore_index=True)
+        table['segment'] = np.arange(len(table))
+        table.attrs = folds[0].table.attrs
+        logits = np.concatenate([p.logits for p in folds], 1)
+        return replace(folds[0], table=table, logits=logits), pd.concat(scores, axis=1).mean(axis=1)
+
     @staticmethod
     def note(result: Result) -> str:
         "Backbone, weights and data, for a footnote"
-        return demo.about(result)
-
-# %% ../nbs/14_commands/02_study.ipynb #aac58b73
-def run_folds(
-    self: Study,
-    dataset: str,
-    model: str,
-    n: int,  # folds
-    *,
-    progress: bool = True,
-    **changes,  # of the experiment, e.g. fusions
-) -> tuple[
-    Predictions, pd.DataFrame
-]:  # of every segment once; validation: probe -> mean over folds
-    "Run or load one crossing fold by fold, and put the answers together"
-    exp, folds, scores = replace(self.experiment(dataset, model), **changes), [], []
-    self.prepare(progress=progress)
-    with self.lock():
-        for k in range(n):
-            result = run(replace(exp, fold=(k, n)), self.out, progress=progress)
-            print(f'{dataset}, {model}, fold {k + 1} of {n}: {result.origin}')
-            folds.append(result.predictions.mean_clips())
-            last = result.history.table.groupby('probe', sort=False).last()
-            scores.append(last.balanced_accuracy)
-    table = pd.concat([p.table for p in folds], ignore_index=True)
-    table['segment'] = np.arange(len(table))
-    table.attrs = folds[0].table.attrs
-    logits = np.concatenate([p.logits for p in folds], 1)
-    return replace(folds[0], table=table, logits=logits), pd.concat(scores, axis=1).mean(axis=1)
-
-
-Study.run_folds = run_folds
+        return footnote_of(result)
 
 # %% ../nbs/14_commands/02_study.ipynb #387abc70
-def embedded(
-    scale: str = 'quick',  # 'quick', 'demo' or 'full'
-    out: str | Path | None = None,  # default: results/<scale> in the checkout, or here
-) -> Study:
-    "The study of the embedded set with the demo's encoder"
+def embedded(scale: str = 'quick', out: str | Path | None = None) -> Study:
+    """The study of the embedded set with the demo's encoder.
+
+    Parameters
+    ----------
+    scale : str
+        'quick', 'demo' or 'full', as `fmhar demo` has them.
+    out : str or Path, optional
+        Default: results/<scale> in the checkout, or below the working directory.
+
+    Returns
+    -------
+    Study
+        With one crossing, ('Drive&Act', 'DinoV2'); its data are rendered.
+
+    Raises
+    ------
+    InputError
+        For an unknown scale.
+
+    Examples
+    --------
+    >>> embedded('quick').models
+    ['DinoV2']
+    """
     if scale not in demo.SCALES:
         raise unknown('scale', scale, demo.SCALES)
     out = Path(out) if out else checkout() / 'results' / scale
@@ -124,24 +153,53 @@ def embedded(
 def checkout() -> Path:
     "The nearest folder from here upwards that holds the project, else this one"
     here = Path.cwd()
-    return next((p for p in [here, *here.parents] if (p / 'settings.ini').exists()), here)
+    ours = (p for p in [here, *here.parents] if (p / 'fmhar' / 'experiments').is_dir())
+    return next(ours, here)
 
 # %% ../nbs/14_commands/02_study.ipynb #698a68d8
 BACKBONES = {'CLIP': 'clip', 'DinoV2': 'dinov2', 'X-CLIP': 'xclip', 'VideoMAE': 'videomae'}
-
-
 IMAGE_MODELS = 'CLIP', 'DinoV2'
 
 # %% ../nbs/14_commands/02_study.ipynb #e242142c
 def own(
     *,
-    drive_act: str | Path | None = None,  # folder of Drive&Act
-    ikea_asm: str | Path | None = None,  # folder of IKEA-ASM
-    out: str | Path,  # folder for features and results
-    models: Sequence[str] = tuple(BACKBONES),  # which of the paper's four
-    **settings,  # of `Experiment`: reader, precision, token_pool, recipe ...
+    drive_act: str | Path | None = None,
+    ikea_asm: str | Path | None = None,
+    out: str | Path,
+    models: Sequence[str] = tuple(BACKBONES),
+    **settings,
 ) -> Study:
-    "The paper's study on your own data, with weights from the hub, its cache or directories"
+    """The paper's study on your own data, with weights from the hub, its cache or directories.
+
+    Parameters
+    ----------
+    drive_act : str or Path, optional
+        Folder of Drive&Act.
+    ikea_asm : str or Path, optional
+        Folder of IKEA-ASM; at least one of both.
+    out : str or Path
+        Folder for features and results.
+    models : sequence of str
+        Which of the paper's four: 'CLIP', 'DinoV2', 'X-CLIP', 'VideoMAE'.
+    **settings
+        Of `Experiment`: reader, precision, token_pool, recipe, seeds ...
+
+    Returns
+    -------
+    Study
+        A crossing for each dataset and model.
+
+    Raises
+    ------
+    InputError
+        For a model that the paper does not have, or without any dataset.
+
+    Examples
+    --------
+    >>> study = own(drive_act='/data/Drive&Act', out='results/paper', models=['DinoV2'])
+    """
+    if not (drive_act or ikea_asm):
+        raise InputError('No dataset is given', do="give drive_act='...' or ikea_asm='...'")
     experiments = {}
     roots = {'Drive&Act': ('drive_act', drive_act), 'IKEA-ASM': ('ikea_asm', ikea_asm)}
     for dataset, (reader, root) in roots.items():
@@ -149,11 +207,39 @@ def own(
             if model not in BACKBONES:
                 raise unknown('model of the paper', model, BACKBONES)
             heads = {} if model in IMAGE_MODELS else dict(fusions=('average_pooling',))
-            said = dict(root=str(root), dataset=reader, backbone=BACKBONES[model])
-            experiments[dataset, model] = Experiment(**said | heads | settings)
+            fixed = dict(root=str(root), dataset=reader, backbone=BACKBONES[model])
+            experiments[dataset, model] = Experiment(**fixed | heads | settings)
     return Study(Path(out), experiments)
+
+# %% ../nbs/14_commands/02_study.ipynb #87344138
+def finished(scale: str) -> bool:
+    "Was the study of this size run to its end, with the settings of today?"
+    study = embedded(scale)
+    path = study.out / 'run.json'
+    if not path.exists():
+        return False
+    before = read_experiment(read_json(path).get('settings', {'root': ''}))
+    return replace(before, root='') == replace(study.experiment('Drive&Act', 'DinoV2'), root='')
 
 # %% ../nbs/14_commands/02_study.ipynb #8719542b
 def from_environment() -> Study:
-    "The embedded study of the size that the variable FMHAR_SCALE names; 'quick' without it"
-    return embedded(os.environ.get('FMHAR_SCALE', 'quick'))
+    """The study that the environment names: of size FMHAR_SCALE, else the largest that was finished.
+
+    Returns
+    -------
+    Study
+        Of the embedded set; 'quick' where nothing was finished.
+
+    Raises
+    ------
+    InputError
+        Where FMHAR_SCALE is none of the sizes.
+
+    Examples
+    --------
+    >>> study = from_environment()
+    >>> study.scale in ('quick', 'demo', 'full')
+    True
+    """
+    largest = next((s for s in ('full', 'demo') if finished(s)), 'quick')
+    return embedded(os.environ.get('FMHAR_SCALE', largest))

@@ -70,6 +70,28 @@ def test_the_record_tells_settings_time_and_failures(quick):
     assert 'torch' in record['versions']
 
 
+def test_everything_a_demo_writes_says_rendered(quick):
+    out, printed = quick
+    files = [
+        p for p in out.iterdir() if p.is_file() and p.suffix in ('.csv', '.md', '.png', '.pdf')
+    ]
+    files += [out / 'run.json', *out.glob('runs/*/rows.csv'), *out.glob('runs/*/run.json')]
+    files += out.glob('runs/*/predictions.parquet')
+    assert len(files) >= 15
+    silent = [p.name for p in files if b'rendered' not in p.read_bytes()]
+    assert not silent
+    assert 'rendered' in printed and 'do not read the numbers' in printed
+    page = out / 'report.html'
+    assert CliRunner().invoke(app, ['report', str(out), '-o', str(page)]).exit_code == 0
+    assert 'rendered' in page.read_text().split('recognises')[0]
+
+
+def test_the_terminal_fits_120_columns(quick):
+    table = quick[1].split('Backbone:')[0]
+    table = table[table.index('Temporal') :]
+    assert max(map(len, table.splitlines())) <= 120 and 'Same' in table
+
+
 STAGES = {
     'filming': 'drive_act/**/*.*',
     'extracting': 'features/*.*',
@@ -119,6 +141,8 @@ def run(root, *options, out=None):
     out = out or root.parent / 'out'
     if '--fusion' not in options:
         options += ('--fusion', 'average_pooling')  # none of figure 3's heads: no UMAP to compile
+    if '--augment' not in options:
+        options += ('--augment', 'none')
     command = ['run', str(root), '--out', str(out), *small, *options]
     return CliRunner().invoke(app, command), out
 
@@ -154,6 +178,25 @@ def test_a_head_with_an_option_is_a_row_of_its_own(root):
     assert {*heads} <= set(pd.read_csv(out / 'rows.csv').probe)
     table = (out / 'table3.md').read_text()
     assert '| LSTM |' in table and '| lstm hidden=32 |' in table
+
+
+def test_a_pilot_of_few_segments_ends_with_its_table(root):
+    few = '--view inner_mirror --class opening_bottle --class closing_bottle --fusion max_pooling'
+    result, out = run(root, *few.split())
+    assert result.exit_code == 0, result.output
+    assert 'figure3_embeddings.png could not be drawn' in result.output
+    assert 'Max Pooling' in result.output and 'do not read the numbers' in result.output
+    record = json.loads((out / 'run.json').read_text())
+    assert 'figure3' in record['not_drawn'][0] and not (out / 'figure3_embeddings.png').exists()
+
+
+def test_a_smoke_test_does_not_overwrite_a_larger_result(root):
+    few = '--view inner_mirror --class opening_bottle --class closing_bottle'.split()
+    result, out = run(root, *few)
+    rows = pd.read_csv(out / 'rows.csv')
+    rows.assign(n=400).to_csv(out / 'rows.csv', index=False)
+    result, _ = run(root, *few)
+    assert isinstance(result.exception, InputError) and 'larger result' in str(result.exception)
 
 
 def test_missing_root(tmp_path):

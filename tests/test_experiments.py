@@ -1,5 +1,7 @@
 "One experiment on one process or two: the same numbers; and what a second run does not do again"
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
-from fmhar.experiments import Experiment, embed, run
+from fmhar.experiments import Experiment, embed, load_result, run
+from fmhar.experiments.description import read_segments
+from fmhar.experiments.rows import mean_over_splits, run_name
 from fmhar.synthetic.film import write_synthetic
 from fmhar.synthetic.scripts import SyntheticConfig
 from fmhar.trainer.recipe import Recipe
@@ -118,3 +123,57 @@ def test_online_trains_on_the_views_that_would_be_stored(exp, one, tmp_path):
         < stored.extraction.clips.split.eq('train').sum()
     )
     assert one.rows.augmentation.iloc[0].startswith('views=8')
+
+
+def test_runs_of_the_former_layout_keep_their_names():
+    "Names as version 0.1.0+705f54c gave them, before there were seeds, augmentation and adaptation"
+    clips = pd.DataFrame(dict(key=['k1', 'k0'], label=['open', 'close']))
+    plain = Experiment(root='/data', augmentation='none')
+    some = dict(fusions=('lstm', 'max_pooling'), reader=(('split', 0),), recipe=Recipe(epochs=3))
+    assert run_name(plain, clips) == '276fe0d2742c'
+    assert run_name(replace(plain, **some), clips) == '7f44166398e9'
+    assert run_name(replace(plain, seeds=(0, 1)), clips) != '276fe0d2742c'
+
+
+def test_several_seeds_are_trained_in_one_pass_and_rows_say_which(exp, one, tmp_path):
+    small = replace(exp, fusions=('max_pooling', 'lstm'), seeds=(0, 3), companions=('ridge',))
+    result = run(small, tmp_path, **QUIET)
+    rows = result.rows.drop_duplicates('probe').set_index('probe')
+    assert list(rows.index) == [
+        'max_pooling',
+        'lstm',
+        'max_pooling seed=3',
+        'lstm seed=3',
+        'ridge',
+        'random',
+    ]
+    assert rows.seed['lstm seed=3'] == 3 and rows.lr['lstm'] == 1e-3
+    assert np.isnan(rows.lr['ridge']) and set(rows.adaptation) == {'none'}
+    assert set(rows.data) == {'rendered'}
+    before = one.predictions.of('max_pooling')
+    np.testing.assert_allclose(result.predictions.of('max_pooling'), before, atol=1e-2)
+
+
+def test_a_finished_run_opens_from_a_copy_that_is_read_only(one, tmp_path):
+    copy = Path(shutil.copytree(one.folder.parent.parent, tmp_path / 'copy'))
+    for path in copy.rglob('*'):
+        os.chmod(path, 0o555 if path.is_dir() else 0o444)
+    again = load_result(copy / 'runs' / one.folder.name)
+    assert again.experiment == one.experiment
+    np.testing.assert_array_equal(again.predictions.logits, one.predictions.logits)
+    np.testing.assert_allclose(embed(again, 'max_pooling'), embed(one, 'max_pooling'), atol=1e-6)
+    pd.testing.assert_frame_equal(again.rows[['probe', 'top1']], one.rows[['probe', 'top1']])
+    assert len(repr(again).splitlines()) <= 15 and 'rendered' in repr(again)
+
+
+def test_an_unknown_trained_view_is_said_before_any_work(exp):
+    wrong = replace(exp, reader=(('trained_view', 'inner_miror'),))
+    with pytest.raises(InputError, match='inner_mirror'):
+        read_segments(wrong)
+
+
+def test_a_diverged_split_leaves_the_mean_empty(one):
+    lost = one.rows.copy()
+    lost.loc[lost.probe == 'lstm', 'balanced_accuracy'] = np.nan
+    mean = mean_over_splits([one.rows, lost]).set_index(['probe', 'view']).balanced_accuracy
+    assert mean['lstm'].isna().all() and mean['max_pooling'].notna().all()

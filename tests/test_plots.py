@@ -9,13 +9,16 @@ from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.evaluation.scores import random_baseline, score
 from fmhar.paper import figures as plots
+from fmhar.paper import maps
+from fmhar.paper.drawing import group_styles
+from fmhar.paper.printed import THIRTEEN, VIEW_COLOURS
 from fmhar.statistics import bootstrap, intervals
 
-VIEWS = list(plots.VIEW_COLOURS)[:6]
+VIEWS = list(VIEW_COLOURS)[:6]
 NAMES = dict(zip(VIEWS, 'front-top right-top back face-view left-top kinect-color'.split()))
 CLASSES = [f'action_{i}' for i in range(12)]
 TRAINED = 'inner_mirror'
-HEADS = [h for h in plots.HEADS if h != 'random']
+HEADS = list(THIRTEEN)
 
 
 def predictions(heads=HEADS, views=VIEWS, n_events=40, seed=0, people=1):
@@ -43,7 +46,7 @@ def texts(fig):
 def test_a_view_has_one_colour_in_every_company():
     for views in (VIEWS, VIEWS[2:4], [*VIEWS, 'drone'], list(reversed(VIEWS))):
         colours = plots.view_colours(views)
-        assert all(colours[v] == plots.VIEW_COLOURS[v] for v in views if v != 'drone')
+        assert all(colours[v] == VIEW_COLOURS[v] for v in views if v != 'drone')
         assert len(set(colours.values())) == len(views)
 
 
@@ -73,7 +76,7 @@ def test_figure_3_says_what_the_vectors_are_sorted_by():
     place = rng.normal(size=(6, 80))[pd.factorize(table.view)[0]]
     x = {'max_pooling': 3 * place + rng.normal(size=(72, 80))}
     fig = plots.figure3(x, table, view_names=NAMES, methods=('t-SNE',), footnote='weights: none')
-    by_view = plots.silhouette(x['max_pooling'], table.view)
+    by_view = maps.silhouette(x['max_pooling'], table.view)
     assert by_view > 0.4
     said = texts(fig)
     assert f't-SNE by view: silhouette {by_view:+.2f}' in said and 'by class' in said
@@ -98,7 +101,7 @@ def test_umap_maps_few_points():
 
 
 def test_classes_are_told_apart_by_colour_and_marker():
-    styles = plots.group_styles([f'c{i}' for i in range(34)])
+    styles = group_styles([f'c{i}' for i in range(34)])
     assert len(set(styles.values())) == 34
 
 
@@ -129,7 +132,8 @@ def test_figures_are_written_whole(tmp_path):
     fig = plots.figure4(rows_of(predictions(['lstm'])), trained_view=TRAINED)
     plots.save_figure(fig, tmp_path / 'new' / 'figure4.png')
     assert (tmp_path / 'new' / 'figure4.png').read_bytes()[:4] == b'\x89PNG'
-    assert len(list((tmp_path / 'new').iterdir())) == 1
+    assert (tmp_path / 'new' / 'figure4.pdf').read_bytes()[:4] == b'%PDF'
+    assert len(list((tmp_path / 'new').iterdir())) == 2
 
 
 def sure_of(p):
@@ -144,7 +148,7 @@ def test_figure_4_draws_each_interval_at_its_place():
         of = sure[sure['view'] == view].set_index('head').loc[HEADS]
         drawn = np.array([[line[0, 0], line[1, 0]] for line in lines.get_segments()])
         np.testing.assert_allclose(drawn, 100 * of[['low', 'high']])
-    assert 'only 5 of subject' in texts(fig)
+    assert '5 ' in texts(fig) and 'resampling' in texts(fig)
 
 
 def test_one_person_gives_no_intervals_and_the_figure_says_so():
@@ -174,8 +178,8 @@ def test_a_view_has_its_colour_in_every_figure():
     bars = plots.figure4_bars(rows, trained_view=TRAINED).axes[0].containers
     maps = plots.figure3({'max_pooling': x}, p.table, methods=('t-SNE',)).axes[0].collections
     for i, view in enumerate(VIEWS):
-        rgb = tuple(int(plots.VIEW_COLOURS[view][k : k + 2], 16) / 255 for k in (1, 3, 5))
-        assert dots.lines[i].get_color() == plots.VIEW_COLOURS[view]
+        rgb = tuple(int(VIEW_COLOURS[view][k : k + 2], 16) / 255 for k in (1, 3, 5))
+        assert dots.lines[i].get_color() == VIEW_COLOURS[view]
         assert bars[i].patches[0].get_facecolor()[:3] == pytest.approx(rgb)
         j = list(dict.fromkeys(p.table.view)).index(view)
         assert tuple(maps[j].get_facecolor()[0, :3]) == pytest.approx(rgb)
@@ -206,3 +210,27 @@ def test_a_head_that_diverged_is_left_out_of_figure_3_by_name():
     assert len(fig.axes) == 2 and 'Training of TCN diverged' in texts(fig)
     with pytest.raises(InputError, match='finite'):
         plots.figure3({'tcn': both['tcn']}, p.table)
+
+
+def test_a_figure_shows_itself_without_pyplot():
+    fig = plots.figure4(rows_of(predictions(['lstm'])), trained_view=TRAINED)
+    assert fig._repr_png_()[:4] == b'\x89PNG'
+
+
+def test_a_figure_is_drawn_into_axes_of_ones_own():
+    p = predictions(['lstm'])
+    fig = plots.Figure(figsize=(9, 3))
+    for ax, draw in zip(fig.subplots(1, 2), (plots.figure4, plots.figure4_bars)):
+        options = {} if draw is plots.figure4 else dict(heads=['lstm'])
+        assert draw(rows_of(p), trained_view=TRAINED, ax=ax, **options) is ax
+    assert len(fig.axes) == 2 and not fig.legends
+
+
+def test_confusions_are_shares_of_the_true_classes():
+    p = predictions(['lstm'])
+    p.logits[0] = np.eye(12)[3]  # one answer to everything
+    shares = plots.confusion_table(p, 'lstm', 'ceiling')
+    assert (shares[CLASSES[3]] == 100).all() and shares.to_numpy().sum() == 1200
+    assert 'most frequent answer: action 3, 100 %' in texts(
+        plots.figure_confusion(p, 'lstm', 'ceiling')
+    )

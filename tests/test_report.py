@@ -8,17 +8,18 @@ from hypothesis import strategies as st
 
 from fmhar.evaluation.predictions import Predictions
 from fmhar.evaluation.scores import random_baseline, score
-from fmhar.paper import figures as plots
-from fmhar.paper import layout as report
-from fmhar.paper.printed import MISPRINTS, PAPER
+from fmhar.paper import results
+from fmhar.paper.layout import Layout
+from fmhar.paper.printed import ACCURACIES, MISPRINTS, PAPER, THIRTEEN, VIEW_COLOURS, printed
+from fmhar.paper.results import results_table
 
-VIEWS = list(plots.VIEW_COLOURS)[:6]
+VIEWS = list(VIEW_COLOURS)[:6]
 NAMES = dict(
     zip(VIEWS, ['front-top', 'right-top', 'back', 'face-view', 'left-top', 'kinect-color'])
 )
 CLASSES = [f'action_{i}' for i in range(12)]
 TRAINED = 'inner_mirror'
-HEADS = [h for h in plots.HEADS if h != 'random']
+HEADS = list(THIRTEEN)
 
 
 # -- the paper's cells ---------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def test_every_cell_is_a_percentage_and_only_i3d_lacks_some():
 
 def test_rows_are_the_thirteen_heads():
     for table in (3, 4):
-        assert list(PAPER[PAPER.table == table].row.unique()) == [plots.HEADS[h][1] for h in HEADS]
+        assert list(PAPER[PAPER.table == table].row.unique()) == [printed(h) for h in HEADS]
 
 
 def test_best_trained_cells_are_those_the_text_names():
@@ -89,7 +90,7 @@ ROWS_6_IN_5 = {
 }
 
 
-@pytest.mark.parametrize('metric', report.ACCURACIES)
+@pytest.mark.parametrize('metric', ACCURACIES)
 @pytest.mark.parametrize('row', ROWS_6_IN_5)
 def test_the_unweighted_mean_of_table_6s_novel_views_is_table_5s_cell(row, metric):
     mean = np.mean([cell(6, row, metric, view=v) for v in NOVEL])
@@ -100,7 +101,7 @@ def test_the_unweighted_mean_of_table_6s_novel_views_is_table_5s_cell(row, metri
 def test_table_6s_trained_view_agrees_with_table_5_but_for_one_known_cell():
     odd = {}
     for row, other in ROWS_6_IN_5.items():
-        for metric in report.ACCURACIES:
+        for metric in ACCURACIES:
             here = cell(6, row, metric, view='trained')
             there = cell(5, other, metric, dataset='Drive&Act', view='trained')
             if here != there:
@@ -142,7 +143,7 @@ def test_one_share_of_common_clips_explains_table_7s_top1():
 def test_random_is_one_over_the_number_of_classes():
     for dataset, n_classes in (('Drive&Act', 34), ('IKEA-ASM', 33)):
         for view in ('trained', 'cross'):
-            for metric in report.ACCURACIES:
+            for metric in ACCURACIES:
                 assert cell(5, 'Random', metric, dataset=dataset, view=view) == round(
                     100 / n_classes, 2
                 )
@@ -167,29 +168,31 @@ def test_the_outlier_is_one():
 
 
 # -- our own table -------------------------------------------------------------------------------
-def predictions(heads=HEADS, views=VIEWS, n_events=40, seed=0):
+def predictions(heads=HEADS, views=VIEWS, n_events=40, seed=0, people=1):
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
-        dict(segment=f'{e} {v}', event=f'e{e}', view=v, subject='vp1', split='test')
+        dict(segment=f'{e} {v}', event=f'e{e}', view=v, subject=f'vp{e % people}', split='test')
         | dict(label=CLASSES[e % 12])
         for e in range(n_events)
         for v in views
     )
+    table.attrs = dict(trained_view=TRAINED, cluster='subject')
     logits = rng.normal(size=(len(heads), len(table), 12)).astype(np.float32)
     return Predictions(table, logits, list(heads), CLASSES)
 
 
 def rows_of(p, trained_view=TRAINED):
     options = dict(trained_view=trained_view, pairs=[(CLASSES[0], CLASSES[1])])
-    return pd.concat([score(p, **options), random_baseline(p, **options)], ignore_index=True)
+    rows = pd.concat([score(p, **options), random_baseline(p, **options)], ignore_index=True)
+    return rows.assign(fusion_=rows.probe.str.split().str[0])
 
 
 def test_each_cell_is_the_score_it_says():
     rows = rows_of(predictions())
-    table = report.table3(rows, trained_view=TRAINED, view_names=NAMES)
-    assert list(table['Temporal Fusion']) == [plots.printed(h) for h in plots.HEADS]
+    table = results_table(rows, trained_view=TRAINED, view_names=NAMES).rows
+    assert list(table['Temporal Fusion']) == [printed(h) for h in [*HEADS, 'random']]
     of = rows.set_index(['probe', 'view'])
-    for i, head in enumerate(plots.HEADS):
+    for i, head in enumerate([*HEADS, 'random']):
         for column, metric, view in [
             ('Trained View/Mean Acc.', 'balanced_accuracy', TRAINED),
             ('Trained View/Top-1 Acc.', 'top1', TRAINED),
@@ -203,59 +206,104 @@ def test_each_cell_is_the_score_it_says():
 
 
 def test_thirteen_heads_by_six_views_fit_a_terminal():
-    table = report.table3(rows_of(predictions()), trained_view=TRAINED, view_names=NAMES)
-    lines = report.to_text(table).splitlines()
-    assert max(map(len, lines)) <= 110 and len(lines) < 32
-    assert all(sum(line.startswith(plots.printed(h)) for line in lines) for h in plots.HEADS)
-    full = table.copy()
+    p = predictions(people=5)
+    table = results_table(rows_of(p), trained_view=TRAINED, view_names=NAMES, predictions=p)
+    lines = table.to_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert all(sum(line.startswith(f'{printed(h)} ') for line in lines) >= 1 for h in HEADS)
+    full = table.rows.copy()
     full.iloc[:, 2:] = 100.0
-    assert max(map(len, report.to_text(full).splitlines())) <= 110
+    values = full.iloc[:, 2:]
+    ends = values[['Trained View/Mean Acc.', 'Cross View/Mean Acc.']]
+    wide = Layout(full, decimals=1, marked=values.astype(bool), low=ends, high=ends)
+    assert max(map(len, wide.to_text().splitlines())) <= 120
 
 
-EMPTY = report.table3(rows_of(predictions(['lstm'])), trained_view=TRAINED)
+ROWS = results_table(rows_of(predictions(['lstm'])), trained_view=TRAINED).rows
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.integers(0, 3))
-def test_the_best_of_a_column_as_printed_is_marked(seed, decimals):
+def test_what_is_marked_is_marked_in_every_writer(seed, decimals):
     rng = np.random.default_rng(seed)
-    table = EMPTY.copy()
-    table.iloc[:, 2:] = rng.integers(0, 20, (14, table.shape[1] - 2)) * 1.37
-    table.iloc[2, 2] = np.nan
-    text = report.cell_texts(table, decimals, '{}*')
-    for column in table.columns[2:]:
-        best = f'{table[column][:13].max():.{decimals}f}'
-        starred = {t for t in text[column] if t.endswith('*')}
-        assert starred == {best + '*'}
-        assert not text[column][13].endswith('*')  # the random row does not compete
-        assert [t for t in text[column][:13] if t.strip('*') == best] == [best + '*'] * sum(
-            text[column][:13].str.strip('*') == best
-        )
-    assert text.iloc[2, 2] == '-'
+    rows = ROWS.copy()
+    rows.iloc[:, 2:] = rng.integers(0, 20, (14, rows.shape[1] - 2)) * 1.37
+    rows.iloc[2, 2] = np.nan
+    marked = pd.DataFrame(rng.random(rows.shape) < 0.3, columns=rows.columns)
+    table = Layout(rows, decimals=decimals, marked=marked)
+    cells = [line for _, lines in table.groups for line in lines]
+    for i, line in enumerate(cells):
+        for name, cell in zip(rows.columns[2:], line[1:]):
+            assert cell.best == marked[name][i]
+            if not np.isnan(rows[name][i]):
+                assert cell.text == f'{rows[name][i]:.{decimals}f}'
+    assert cells[2][1].text == '–'
+    n = int(marked[rows.columns[2:]].sum().sum())
+    assert table.to_html().count('<b>') == n and table.to_text().count('*') == n
+
+
+def test_the_marked_are_not_worse_than_the_best_beyond_chance():
+    p = predictions(['lstm', 'tcn', 'max_pooling'], people=6)
+    truth = 30 * np.eye(12)[p.labels]
+    p.logits[0] += truth
+    p.logits[1] += truth + 1e-3
+    table = results_table(rows_of(p), trained_view=TRAINED, predictions=p)
+    names = table.rows['Temporal Fusion']
+    for column in table.marked:
+        assert set(names[table.marked[column]]) == {'LSTM', 'TCN'}, column
+    assert table.low['Cross View/Mean Acc.'].notna().sum() == 3
+
+
+def test_one_person_marks_nobody():
+    p = predictions(['lstm', 'tcn'])
+    table = results_table(rows_of(p), trained_view=TRAINED, predictions=p)
+    assert not table.marked.any(axis=None) and '[' not in table.to_text()
+    notes = results.footnotes(rows_of(p), weights='w', trained_view=TRAINED, predictions=p)
+    assert any('No intervals and no marks: one subject' in n for n in notes)
+
+
+def test_seeds_of_a_head_are_one_line_and_a_diverged_one_empties_it():
+    p = predictions(['lstm', 'lstm seed=1', 'tcn', 'tcn seed=1'], people=5)
+    p.logits[3] = np.nan
+    table = results_table(rows_of(p), trained_view=TRAINED, predictions=p)
+    column = table.rows.set_index('Temporal Fusion')['Trained View/Mean Acc.']
+    both = rows_of(p).query("view == @TRAINED and fusion_ == 'lstm'").balanced_accuracy
+    assert len(both) == 2 and column['LSTM'] == pytest.approx(100 * both.mean())
+    assert np.isnan(column['TCN'])
+    notes = ' '.join(
+        results.footnotes(rows_of(p), weights='w', trained_view=TRAINED, predictions=p)
+    )
+    assert 'Mean over 2 seeds' in notes and 'diverged: tcn seed=1' in notes
+
+
+def test_rendered_data_and_few_clips_are_said():
+    rows = rows_of(predictions(['lstm'], n_events=11)).assign(data='rendered')
+    notes = results.footnotes(rows, weights='w', trained_view=TRAINED)
+    assert results.RENDERED in notes and results.SMOKE in notes
 
 
 def test_heads_that_were_not_run_stay_empty_and_own_heads_are_kept():
-    table = report.table3(rows_of(predictions(['lstm', 'my_head'])), trained_view=TRAINED)
-    filled = table[table['Trained View/Mean Acc.'].notna()]
+    table = results_table(rows_of(predictions(['lstm', 'my_head'])), trained_view=TRAINED)
+    filled = table.rows[table.rows['Trained View/Mean Acc.'].notna()]
     assert list(filled['Temporal Fusion']) == ['LSTM', 'my_head', 'Random']
-    assert (report.cell_texts(table, 1, '{}*').iloc[:11, 2:] == '-').all(axis=None)
+    first = [line for _, lines in table.groups for line in lines][0]
+    assert {cell.text for cell in first[1:]} == {'–'}
 
 
 def test_markdown_has_a_cell_a_column():
-    table = report.table3(rows_of(predictions()), trained_view=TRAINED, view_names=NAMES)
-    lines = report.to_markdown(table).splitlines()
+    table = results_table(rows_of(predictions()), trained_view=TRAINED, view_names=NAMES)
+    lines = table.to_markdown().splitlines()
     assert len({line.count('|') for line in lines}) == 1
     assert len(lines) == 2 + 14 + 4  # head, rows, groups
-    assert all(sum('**' in x.split('|')[c] for x in lines[2:]) >= 1 for c in range(1, 14))
 
 
 def test_footnotes_say_what_is_missing():
     p = predictions(['lstm'], n_events=11)  # the twelfth class never occurs
     options = dict(weights='w', trained_view=TRAINED)
-    notes = report.footnotes(rows_of(p), **options)
+    notes = results.footnotes(rows_of(p), **options)
     assert '11 test segments a view, 11 of 12 classes' in notes[2]
     assert not any('could not be read' in n for n in notes)
     failed = pd.DataFrame(dict(path=['a', 'b'], n_clips=[3, 4]))
-    assert '2 videos could not be read; 7 clips' in report.footnotes(
+    assert '2 videos could not be read; 7 clips' in results.footnotes(
         rows_of(p), failed=failed, **options
     )[-1]  # fmt: skip

@@ -217,7 +217,7 @@ def test_run_says_how_clips_are_read(monkeypatch):
 
     asked = []
 
-    def take(exp, out, workers):
+    def take(exp, out, **options):
         asked.append(exp)
         raise InputError('enough')
 
@@ -238,3 +238,32 @@ def test_plan_counts_views(data, tmp_path):
     assert '16 training segments x 1 views: none' in plain
     assert '16 training segments x 3 views: views=3 area=0.4,1 ratio=0.75,1.3333' in views
     assert '96 clips' in views and shard_files(tmp_path) == []
+
+
+def test_the_lists_name_what_there_is():
+    heads, datasets = fmhar('heads').stdout, fmhar('datasets').stdout
+    assert 'max_pooling' in heads and 'Max Pooling + ReLU' in heads
+    assert 'drive_act' in datasets and 'trained_view' in datasets
+    assert 'clip' in fmhar('backbones', '*clip*').stdout
+    assert fmhar('--version').stdout.startswith('fmhar 0.')
+
+
+def test_help_has_groups_and_an_example():
+    for command in ('run', 'extract', 'check', 'demo', 'report'):
+        text = fmhar(command, '--help').stdout
+        assert 'Example' in text, command
+    assert 'Heads and training' in fmhar('run', '--help').stdout
+
+
+def test_a_log_file_has_lines_and_no_carriage_returns(data, tmp_path):
+    words = ['extract', data / 'sound.csv', '--dataset', 'table', '--backbone', data / 'encoder']
+    words += ['--augment', 'none', '--workers', 0, '--out', tmp_path / 'store']
+    command = [sys.executable, '-m', 'fmhar', *map(str, words)]
+    env = {k: v for k, v in ENV.items() if k != 'TQDM_DISABLE'}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b'\r' not in done.stderr and done.stderr.count(b'\n') < 20
+
+
+def test_hints_are_options_in_a_terminal():
+    assert cli.in_cli_words("ask with weights='random'") == 'ask with --weights random'

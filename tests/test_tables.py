@@ -19,16 +19,15 @@ from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.scores import score
 from fmhar.metrics import halves
-from fmhar.paper import figures as plots
 from fmhar.paper import tables
-from fmhar.paper.layout import to_markdown, to_text
-from fmhar.paper.printed import MISPRINTS, PAPER, PRINTED
+from fmhar.paper.layout import Layout
+from fmhar.paper.printed import MISPRINTS, PAPER, PRINTED, THIRTEEN
 from fmhar.paper.tables import Run
 from fmhar.statistics import bootstrap, differences, holm, intervals
 
 pytestmark = pytest.mark.filterwarnings('ignore::pandas.errors.PerformanceWarning')
 
-HEADS = [h for h in plots.HEADS if h != 'random']
+HEADS = list(THIRTEEN)
 NAMES = dict(
     inner_mirror='front-top', a_column_co_driver='right-top', ceiling='back',
     steering_wheel='face-view', a_column_driver='left-top', kinect_color='kinect-color',
@@ -116,7 +115,7 @@ def test_groups_are_those_printed_and_ours_come_after_them():
     groups = list(dict.fromkeys(ALL[3].lines.group))
     assert groups == [
         'Pooling Methods', 'Attention-Based Methods', 'Sequence Modeling Methods',
-        'Closed Form, on Mean CLS Tokens', 'Heads Beyond the Paper', 'Random Baseline',
+        'Heads Beyond the Paper', 'Closed Form on Mean CLS', 'Random Baseline',
     ]  # fmt: skip
     assert list(dict.fromkeys(ALL[5].lines.group)) == [
         'CLIP', 'DinoV2', 'Video Foundation Models', 'Random Baseline',
@@ -281,17 +280,15 @@ def test_intervals_are_those_of_the_datasets_clusters():
         for name in ('low', 'high'):
             cell = ALL[n].values(name)['DinoV2', 'Cross View', 'Mean Acc.'].iloc[at]
             assert cell == pytest.approx(100 * row[name])
-        assert any(
-            f'each {CLUSTER[dataset]} resampled' in t and 'only 5' in t for t in ALL[n].notes
-        )
+        assert any(f'resampling 5 {CLUSTER[dataset]}s' in t and 'few' in t for t in ALL[n].notes)
 
 
 def test_one_person_has_no_interval_and_that_is_said():
     p = predictions('Drive&Act', ['lstm'], 0, n_people=1)
     table = tables.table3({('Drive&Act', 'CLIP'): Run(p, 'w')})
     assert table.cells[['low', 'high']].isna().all(axis=None) and table.cells.ours.notna().any()
-    assert any('one subject: nothing can be said about others' in t for t in table.notes)
-    assert '[' not in tables.to_html(table).split('<ul>')[0].split('<tbody>')[1]
+    assert any('no marks: one subject' in t for t in table.notes)
+    assert '[' not in table.layout().to_html().split('<ul')[0].split('<tbody>')[1]
 
 
 @pytest.mark.parametrize('n', NUMBERS)
@@ -340,8 +337,9 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize('n', NUMBERS)
 def test_html_has_every_cell_in_a_straight_grid(n):
-    table, page = ALL[n], Reader(tables.to_html(ALL[n]))
+    table, page = ALL[n], Reader(ALL[n].layout().to_html())
     assert not page.open
+    page.rows = [[[c[0].strip(), *c[1:]] for c in row] for row in page.rows]
     depth = len(table.columns[0])
     width = len(table.columns) + 1 + (n == 2)
     labels = width - len(table.columns)
@@ -360,21 +358,28 @@ def test_html_has_every_cell_in_a_straight_grid(n):
     assert groups == [g for g in dict.fromkeys(table.lines.group) if g]
 
 
-def test_the_best_of_a_column_is_bold_and_guessing_is_not():
+def test_the_best_beyond_chance_are_bold_and_guessing_is_not():
     table = ALL[5]
-    best = tables.best_cells(table)
-    shown = table.values('ours').round(1).to_numpy()
-    assert not best[-1].any()
+    shown = table.values('ours').to_numpy()
+    assert not table.marked[-1].any()
     for j in range(len(table.columns)):
-        assert set(shown[best[:, j], j]) == {shown[:-1, j].max()}
-        assert best[:, j].sum() == (shown[:-1, j] == shown[:-1, j].max()).sum()
-    bold = Reader(tables.to_html(table)).bold
-    assert len(bold) == best.sum()
+        assert table.marked[shown[:-1, j].argmax(), j]  # the best is never worse than itself
+    bold = Reader(table.layout().to_html()).bold
+    assert len(bold) == table.marked.sum()
+    strong = dict(RUNS)
+    p = RUNS['Drive&Act', 'DinoV2'].predictions
+    logits = p.logits.copy()
+    logits[p.probes.index('max_pooling')] += 30 * np.eye(8)[p.labels]
+    strong['Drive&Act', 'DinoV2'] = Run(Predictions(p.table, logits, p.probes, p.classes), 'w')
+    table = tables.table5(strong)
+    at = table.lines.printed.tolist().index('DinoV2 / Max Pooling')
+    assert table.marked[at, :4].all()
+    assert (table.marked[:, 2:4].sum(0) == 1).all()  # far above all others, of whichever model
 
 
 def test_names_are_escaped():
     p = predictions('Drive&Act', ['<b>head</b>'], 0)
-    text = tables.to_html(tables.table3({('Drive&Act', 'CLIP'): Run(p, '<script>')}))
+    text = tables.table3({('Drive&Act', 'CLIP'): Run(p, '<script>')}).layout().to_html()
     assert '<script>' not in text and '<b>head' not in text and '&lt;b&gt;head' in text
 
 
@@ -386,19 +391,19 @@ def test_flat_form_has_paper_ours_and_difference(n):
     last = shown.columns[-1].removesuffix('diff.')
     gap = shown[f'{last}ours'] - shown[f'{last}paper']
     np.testing.assert_allclose(shown[f'{last}diff.'], gap)
-    text = to_markdown(shown, decimals=2)
+    text = Layout(shown, decimals=2).to_markdown()
     assert len({line.count('|') for line in text.splitlines()}) == 1
-    assert '/' not in to_text(shown).split('\n')[1]
+    assert '/' not in Layout(shown).to_text().split('\n')[1]
 
 
 def test_files_are_written_and_read(tmp_path):
-    tables.leave(ALL[4], tmp_path)
+    tables.write_table(ALL[4], tmp_path)
     back = pd.read_csv(tmp_path / 'tables/table4.csv')
     np.testing.assert_allclose(
         back['DinoV2 Cross View Top-1 Acc./ours'],
         ALL[4].values('ours')['DinoV2', 'Cross View', 'Top-1 Acc.'],
     )
-    assert (tmp_path / 'tables/table4.html').read_text() == tables.to_html(ALL[4])
+    assert (tmp_path / 'tables/table4.html').read_text() == ALL[4].layout().to_html()
     assert len(list(tmp_path.rglob('*.*'))) == 2
 
 
@@ -454,10 +459,9 @@ def test_words_follow_the_numbers():
     )
     assert tables.in_words(found).splitlines() == [
         'cross view: Video Swin is 3.2 points below CLIP LSTM [-5.0, -1.4], p = 0.02: a difference.',
-        'cross view: Video Swin is 3.2 points above CLIP LSTM [-5.0, +11.4], p = 0.2: not to be told '
-        'from none.',
-        'cross view: Video Swin scores the same as CLIP LSTM; with one cluster, nothing can be said '
-        'about others.',
+        'cross view: Video Swin is 3.2 points above CLIP LSTM [-5.0, +11.4], p = 0.2: not significant.',
+        'cross view: Video Swin scores the same as CLIP LSTM; one cluster: nothing is known about '
+        'others.',
         'cross view: Video Swin or CLIP LSTM has no score.',
     ]
 
@@ -521,18 +525,18 @@ STUDIES = {
 def test_the_page_of_a_table_holds_for_any_study(n, kind, tmp_path, monkeypatch, capsys):
     "Its checks are true and its sentences can be made, whatever was run"
 
-    def quick(p, metric='balanced_accuracy'):
+    def quick(p, metric='balanced_accuracy', heads=None):
         view = p.table.attrs['trained_view']
-        return bootstrap(p, trained_view=view, metric=metric, n_resamples=50)
+        return bootstrap(p, trained_view=view, metric=metric, heads=heads, n_resamples=50)
 
-    monkeypatch.setattr(tables, 'resampled', quick)
+    monkeypatch.setattr('fmhar.paper.runs.resampled', quick)
     study = MadeUpStudy(tmp_path, *filter(None, [STUDIES[kind]]))
     networks = {k: r for k, r in RUNS.items() if k[1] in ('I3D', 'Video Swin')}
     clips = networks['Drive&Act', 'I3D'].predictions.table.drop_duplicates('segment')
     segments = pd.concat([clips, clips.assign(split='train')])
     segments.attrs = clips.attrs
     monkeypatch.setattr('fmhar.study.from_environment', lambda: study)
-    monkeypatch.setattr('fmhar.tables.collect_networks', lambda *args: networks)
+    monkeypatch.setattr('fmhar.paper.tables.collect_networks', lambda *args: networks)
     monkeypatch.setattr('fmhar.experiments.read_segments', lambda exp: segments)
     path = Path(__file__).parent.parent / f'nbs/results/table{n}.ipynb'
     names = {}

@@ -24,13 +24,13 @@ from tqdm.auto import tqdm
 from fmhar.backbones.load import Backbone
 from fmhar.backbones.weights import tensor_hash
 from fmhar.contracts import Features, on_device
-from fmhar.datasets.clips import make_clips
 from fmhar.datasets.video import broken_videos
 from fmhar.devices import PRECISIONS, pick_device, pick_precision
 from fmhar.errors import VideoError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.features.claims import SHARD_SECONDS, ShardWriter, cut_parts
 from fmhar.features.keys import clip_keys
+from fmhar.features.options import Clips, Reading, Tokens
 from fmhar.features.pipeline import Decoded, Job, encode_clips
 from fmhar.features.store import FeatureStore
 from fmhar.files import fingerprint, whole_file
@@ -236,15 +236,12 @@ def stream(
     store: FeatureStore,
     folder: str | Path,
     *,
-    n_clips: int = 3,
-    n_crops: int = 1,
-    token_pool: int = 1,
+    clips: Clips = Clips(),  # noqa: B008 (it is frozen)
+    tokens: Tokens = Tokens(),  # noqa: B008 (it is frozen)
+    reading: Reading = Reading(),  # noqa: B008 (it is frozen)
     batch_size: int = 32,
     device: str = 'auto',
     precision: str = 'fp32',
-    decoder: str = 'pyav',
-    identity: str = 'state',
-    workers: int = 1,
     progress: bool = True,
 ) -> Streamed:
     """Decode, encode and answer in one pass, for all views and probes.
@@ -262,23 +259,18 @@ def stream(
     folder : path
         Of the parts; the caller removes it. Parts that are there are taken, damaged ones computed
         again with a warning.
-    n_clips : int
-        Clips a segment, whose logits are averaged (Sec. 3.5).
-    n_crops : int
-        1, or 3 squares along the long side.
-    token_pool : int
-        As the bank was trained with.
+    clips : Clips
+        Clips and crops of a test segment, whose logits are averaged (Sec. 3.5).
+    tokens : Tokens
+        Pooled as the bank was trained with.
+    reading : Reading
+        Decoder, identity of a video, and threads that decode ahead.
     batch_size : int
         Clips that the bank sees at a time.
     device : str
         Of the bank: 'auto', 'cpu', 'cuda', ...
     precision : {'fp32', 'bf16', 'auto'}
         Of the heads.
-    decoder : {'pyav', 'torchcodec'}
-    identity : {'state', 'content'}
-        What a video is known by: size and time of the file, or its content.
-    workers : int
-        Threads that decode ahead.
     progress : bool
         Show a bar.
 
@@ -298,9 +290,8 @@ def stream(
     >>> got = stream(test, backbone, bank, store, 'results/parts')  # doctest: +SKIP
     >>> got.predictions, got.failed  # doctest: +SKIP
     """
-    clips = make_clips(segments, n_frames=backbone.n_frames, n_clips=n_clips, n_crops=n_crops)
-    reading = dict(decoder=decoder, identity=identity, notes=store.path / '.videos')
-    clips['key'] = clip_keys(clips, backbone, **reading)
+    clips = clips.choose(segments, backbone.n_frames)
+    clips['key'] = clip_keys(clips, backbone, reading, store.path / '.videos')
     me, device = processes(), pick_device(device)
     weights = fingerprint([bank.specs, tensor_hash(bank.state_dict())])
     parts = [(job, _part_path(folder, weights, job)) for job in _video_parts(clips, backbone)]
@@ -308,7 +299,7 @@ def stream(
     reader = _Reader(bank.to(device).eval(), device, PRECISIONS[pick_precision(precision, device)])
     encoder = dict(backbone=backbone.name, weights=backbone.weights, note=backbone.note)
     collector = _Collector(reader, store, todo, batch_size, encoder)
-    encoding = dict(tokens=True, token_pool=token_pool, workers=workers, decoder=decoder)
+    encoding = dict(tokens=tokens, reading=reading)
     bar = dict(total=sum(job.n_frames() for job, _ in todo), unit='frames', desc='test views')
     with tqdm(**bar, disable=not (progress and me.first)) as bar:
         jobs = [job for job, _ in todo]

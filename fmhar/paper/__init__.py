@@ -14,9 +14,14 @@ __getattr__, __dir__, __all__ = face(
     {
         'printed': 'PAPER',
         'layout': '',
-        'tables': 'table2 table3 table4 table5 table6 table7 compare',
-        'figures': 'figure3 figure4 figure5 save_figure',
+        'results': '',
+        'runs': 'compare',
+        'tables': 'table2 table3 table4 table5 table6 table7',
+        'drawing': 'save_figure',
+        'maps': 'figure3',
+        'figures': 'figure4 figure5',
         'outputs': '',
         'page': 'write_report',
+        'pages': '',
     },
 )
