@@ -25,6 +25,7 @@ setup(
     author=cfg['author'],
     keywords=cfg['keywords'],
     packages=find_packages(include=['fmhar', 'fmhar.*']),
+    package_data={'fmhar.explore': ['*.js', '*.css']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
