@@ -254,8 +254,8 @@ def answer_shares_figure(result, *, width: float = 3.4, ax=None):
                     annot_kws=dict(size=7), cbar=False, yticklabels=[head_name(h) for h in cells.index],
                     xticklabels=[source.name(v) for v in cells.columns])  # fmt: skip
         ax.set(xlabel='', ylabel='')
-        ax.set_title(f'share of the most frequent answer, % (largest class: '
-                     f'{100 * shares.largest_class.max():.0f} %)')  # fmt: skip
+        largest = 100 * shares.largest_class.max()
+        ax.set_title(f'share of the most frequent answer, %\n(largest class: {largest:.0f} %)')
         ax.tick_params(length=0, axis='both')
         ax.tick_params(axis='x', rotation=35)
     return out
@@ -509,7 +509,7 @@ def map_figure(result, heads=None, *, colour: str = 'view', method: str = 't-SNE
     heads : sequence of str, optional
         One panel each; default: the best by validation on the trained view.
     colour : {'view', 'label', 'subject', 'right', 'confidence'}
-        'label' draws the centroid of every class in every view, the nearest pairs written out.
+        'label' draws a small panel for every class, its points coloured by view.
     method : {'t-SNE', 'UMAP', 'PCA'}
         How vectors are brought to the plane.
     width : float
@@ -536,40 +536,42 @@ def map_figure(result, heads=None, *, colour: str = 'view', method: str = 't-SNE
     if colour not in table:
         raise InputError('Nothing to colour by', found=colour, expected=', '.join(table))
     heads = list(table['head'].unique())
-    n = min(3, len(heads))
-    lines = -(-len(heads) // n)
+    panels = [(h, c) for h in heads for c in class_order(source.classes) if colour == 'label']
+    panels = [(h, c) for h, c in panels if c in set(table.label)] or [(h, None) for h in heads]
+    n = min(6 if colour == 'label' else 3, len(panels))
+    lines = -(-len(panels) // n)
     with mpl.rc_context(STYLE):
         fig = Drawing(figsize=(width, lines * width / max(n, 2) + 0.4), layout='constrained')
-        panels = fig.subplots(lines, n, squeeze=False).ravel()
-        for ax, head in zip(panels, heads):
-            _panel(ax, table[table['head'] == head], colour, source, method)
-            ax.set_title(head_name(head))
-        for ax in panels[len(heads) :]:
+        grid = fig.subplots(lines, n, squeeze=False).ravel()
+        for ax, (head, label) in zip(grid, panels):
+            _panel(ax, table[table['head'] == head], colour, label, source)
+            title = head_name(head) if label is None else label.replace('_', ' ')
+            ax.set_title(title, size=8 if label is None else 7)
+        for ax in grid[len(panels) :]:
             ax.set_visible(False)
-        handles, names = panels[0].get_legend_handles_labels()
-        if handles and colour != 'label':
+        grid[0].set(xlabel=f'{method} 1', ylabel=f'{method} 2')
+        handles, names = grid[0].get_legend_handles_labels()
+        if handles:
             fig.legend(handles, names, loc='outside upper center', ncols=6, frameon=False)
+        if colour == 'label' and len(heads) == 1:
+            fig.suptitle(head_name(heads[0]), size=9)
     return fig
 
 
-def _panel(ax, t, colour, source, method):
-    "One map"
-    ax.set(xticks=[], yticks=[], xlabel=f'{method} 1', ylabel=f'{method} 2')
-    if colour == 'label':
-        names = dict(zip(source.classes, class_colours(len(source.classes))))
-        middle = t.groupby(['label', 'view'], sort=False)[['x', 'y']].mean().reset_index()
-        for label, m in middle.groupby('label', sort=False):
-            ax.plot(m.x, m.y, '-', lw=0.6, color=names[label], alpha=0.7)
-            ax.plot(m.x, m.y, 'o', ms=3, color=names[label], mec='white', mew=0.3)
-            ax.annotate(label.replace('_', ' '), (m.x.iloc[0], m.y.iloc[0]), size=7, color='0.15')
-        return
+def _panel(ax, t, colour, label, source):
+    "One map; of one class, where a class is named"
+    ax.set(xticks=[], yticks=[])
     if colour == 'confidence':
         ax.scatter(t.x, t.y, c=t.confidence, s=5, cmap='viridis', vmin=0, vmax=1, lw=0)
         return
-    keyed = {source.name(v): c for v, c in view_colours(source.views).items()}
-    known = keyed if colour == 'view' else {'right': '#009e73', 'wrong': '#d55e00'}
+    if label is not None:
+        ax.scatter(t.x, t.y, s=2, color='0.85', lw=0)
+        t, colour = t[t.label == label], 'view'
+    views = {source.name(v): c for v, c in view_colours(source.views).items()}
+    views |= {v: c for v, c in view_colours(source.views).items() if v in set(t['view'])}
+    known = views if colour == 'view' else {'right': '#009e73', 'wrong': '#d55e00'}
     groups = list(dict.fromkeys(t[colour]))
     palette = known if set(groups) <= set(known) else dict(zip(groups, class_colours(len(groups))))
     sns.scatterplot(t, x='x', y='y', hue=colour, palette=palette, s=9, linewidth=0.2, ax=ax)
     ax.get_legend().remove()
-    ax.set(xlabel=f'{method} 1', ylabel=f'{method} 2')
+    ax.set(xlabel='', ylabel='')

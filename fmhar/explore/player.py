@@ -88,7 +88,7 @@ def still(source: Source, event: str, head: str | None, *, columns: int = 6) -> 
     sheet = Image.new('RGB', (n * w, -(-len(cameras) // n) * h), 'white')
     for i, c in enumerate(cameras):
         corner = i % n * w, i // n * h
-        sheet.paste(_thumbnail(rows.get(c['view']), source), (corner[0] + 6, corner[1] + 20))
+        sheet.paste(thumbnail(rows.get(c['view']), source), (corner[0] + 6, corner[1] + 20))
         colour = {True: RIGHT, False: WRONG, None: NEITHER}[c['right']]
         draw = ImageDraw.Draw(sheet)
         draw.rectangle(
@@ -100,7 +100,7 @@ def still(source: Source, event: str, head: str | None, *, columns: int = 6) -> 
     return sheet
 
 
-def _thumbnail(row, source, side=160):
+def thumbnail(row, source, side=160):
     "The middle frame of a row, or grey where it cannot be had"
     try:
         middle = sum(source.span(row)) // 2
@@ -109,12 +109,12 @@ def _thumbnail(row, source, side=160):
     except (VideoError, AttributeError):
         return Image.new('RGB', (168, 158), '#dddddd')
 
-# %% ../../nbs/10_explore/04_player.ipynb #e26d67f3
-def as_jpeg(image: Image.Image, quality: int = 80) -> str:
-    "A picture as notebooks keep it"
+# %% ../../nbs/10_explore/04_player.ipynb #0a0954ae
+def as_jpeg(image: Image.Image, quality: int = 80, raw: bool = False) -> str | bytes:
+    "A picture as notebooks keep it; `raw`: its bytes"
     file = BytesIO()
     image.save(file, 'jpeg', quality=quality)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue() if raw else base64.b64encode(file.getvalue()).decode()
 
 # %% ../../nbs/10_explore/04_player.ipynb #bda4c2e2
 def asset(name: str) -> str:
