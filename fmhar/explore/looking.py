@@ -143,7 +143,7 @@ class Attention(widgets.VBox):
             self.strips.send(dict(message, **to, type='looks'), data)
         if ticket == self.strips.ticket:
             self.strips.text = (
-                f'{head_name(self.head)}. Below: percent of the attention, frame by frame'
+                f'{head_name(self.head)}; below: percent of the attention, frame by frame'
             )
 
     def _message(self, event, view, side=96):

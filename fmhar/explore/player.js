@@ -70,7 +70,8 @@ class Clock {
     if (!this.playing || this.turning) return;
     const t = this.time();
     if (t >= this.length - 1e-3) {
-      if (this.loop) this.jump(0, true);
+      if (this.onend) this.onend();
+      else if (this.loop) this.jump(0, true);
       else this.pause(this.length);
       return;
     }
@@ -161,11 +162,16 @@ function tile(parent, camera, info) {
 
 // All segments of the recording: truth above prediction; a click goes there.
 class Activity {
-  constructor(parent, go) {
+  constructor(parent, go, seek) {
+    this.seek = seek; // given where any moment can be gone to, not segments only
     this.box = make('div', 'fmhar-activity', parent);
     this.canvas = make('canvas', '', this.box);
     this.hint = make('div', 'fmhar-hint', this.box);
-    this.canvas.addEventListener('click', (e) => { const s = this.under(e); if (s) go(s); });
+    this.canvas.addEventListener('click', (e) => {
+      if (this.seek) return this.seek((e.offsetX / this.canvas.clientWidth) * this.info.bar.seconds);
+      const s = this.under(e);
+      if (s) go(s);
+    });
     this.canvas.addEventListener('mousemove', (e) => this.tell(e));
     this.canvas.addEventListener('mouseleave', () => (this.hint.textContent = this.text));
     this.text = '';
@@ -189,7 +195,7 @@ class Activity {
 
   tell(e) {
     const s = this.under(e), classes = this.info?.classes;
-    this.canvas.style.cursor = s ? 'pointer' : 'default';
+    this.canvas.style.cursor = s || this.seek ? 'pointer' : 'default';
     if (!s) { this.hint.textContent = this.text; return; }
     const answer = s[3] < 0 ? '' : `, answered ${words(classes[s[3]])}`;
     this.hint.textContent = `${clockText(s[0])} ${words(classes[s[2]])}${answer}`;
@@ -236,6 +242,62 @@ function choice(parent, title, change) {
   return select;
 }
 
+// Marks for own recordings: start, end and class once for all cameras.
+function marking(parent, model, now, play) {
+  const box = make('div', 'fmhar-marking', parent);
+  const a = make('button', '', box, 'start'), b = make('button', '', box, 'end');
+  const name = make('input', '', box);
+  const list = make('datalist', '', box);
+  list.id = `fmhar-classes-${Math.random().toString(36).slice(2)}`;
+  Object.assign(name, { placeholder: 'class', size: 22 });
+  name.setAttribute('list', list.id);
+  const add = make('button', '', box, 'add'), undo = make('button', '', box, 'undo');
+  const text = make('span', 'fmhar-hint', box);
+  a.title = 'start is here (s)'; b.title = 'end is here (e)'; add.title = 'write it down (Enter)'; undo.title = 'take the last one back (z)';
+  const table = make('table', 'fmhar-marks', parent);
+  const draft = { start: null, end: null };
+  const seconds = (t) => (t === null ? '–' : clockText(t));
+
+  function draw() {
+    a.textContent = `start ${seconds(draft.start)}`;
+    b.textContent = `end ${seconds(draft.end)}`;
+    const good = draft.start !== null && draft.end !== null && draft.end > draft.start && name.value.trim();
+    add.disabled = !good;
+    text.textContent = draft.start !== null && draft.end !== null && draft.end <= draft.start ? 'the end must lie behind the start' : model.get('saved');
+  }
+  function rows() {
+    list.replaceChildren(...model.get('classes').map((c) => { const o = document.createElement('option'); o.value = c; return o; }));
+    table.replaceChildren();
+    const head = make('tr', '', table);
+    for (const t of ['start', 'end', 'class', '']) make('th', '', head, t);
+    for (const [start, end, label, event] of model.get('marks').slice(-12)) {
+      const row = make('tr', '', table);
+      for (const t of [clockText(start), clockText(end), words(label)]) make('td', '', row, t);
+      const last = make('td', '', row);
+      const go = make('button', '', last, 'go'), drop = make('button', '', last, '✕');
+      go.onclick = () => model.send({ type: 'seek', time: start });
+      drop.onclick = () => model.send({ type: 'drop', event });
+    }
+    draw();
+  }
+  function finish() {
+    if (add.disabled) return;
+    model.send({ type: 'mark', start: draft.start, end: draft.end, label: name.value.trim() });
+    draft.start = draft.end = null;
+    draw();
+  }
+  const set = (which) => { draft[which] = Math.round(now() * 1000) / 1000; draw(); };
+  a.onclick = () => set('start');
+  b.onclick = () => set('end');
+  add.onclick = finish;
+  undo.onclick = () => model.send({ type: 'undo' });
+  name.addEventListener('input', draw);
+  name.addEventListener('keydown', (e) => { e.stopPropagation(); if (e.key === 'Enter') { finish(); play.focus(); } });
+  model.on('change:marks change:classes change:saved', rows);
+  rows();
+  return { s: () => set('start'), e: () => set('end'), z: () => undo.click(), Enter: finish };
+}
+
 function render({ model, el }) {
   const root = make('div', 'fmhar-player', el);
   root.tabIndex = 0;
@@ -261,9 +323,20 @@ function render({ model, el }) {
   const time = make('span', 'fmhar-time', controls, '');
   const speed = choice(controls, '', (v) => { clock.set(clock.time()); clock.rate = Number(v); });
   speed.fill([0.25, 0.5, 1, 2].map((v) => [String(v), `${v} ×`]), '1');
-  const activity = new Activity(root, (s) => { if (s[4] !== null) put('event', s[4]); });
+  const labelling = Boolean(model.get('labelling'));
+  const activity = new Activity(root, (s) => { if (s[4] !== null) put('event', s[4]); },
+    labelling ? (t) => model.send({ type: 'seek', time: t }) : null);
   const foot = make('div', 'fmhar-foot', root);
-  let tiles = new Map(), ticket = -1, due = 0, alive = true;
+  const here = () => model.get('info').begins + clock.time();
+  const keys = labelling ? marking(root, model, here, root) : {};
+  if (labelling) clock.onend = () => {
+    const wait = clock.length;
+    clock.onward = true;
+    clock.playing = false;
+    clock.set(wait);
+    model.send({ type: 'next' });
+  };
+  let tiles = new Map(), ticket = -1, jumped, due = 0, alive = true;
 
   function step(n) {
     const names = model.get('choices').map((c) => c[0]);
@@ -291,9 +364,15 @@ function render({ model, el }) {
     make('span', 'fmhar-about', title, info.about);
     foot.textContent = info.foot || '';
     activity.show(info);
-    if (info.ticket === ticket) { answers(info); return; } // another head's answers, the same videos
+    if (info.ticket === ticket) { // the same videos: another head's answers, or another moment
+      answers(info);
+      if (info.jump !== jumped) { jumped = info.jump; clock.jump(info.at || 0); }
+      return;
+    }
+    jumped = info.jump;
     ticket = info.ticket;
-    const was = clock.playing || !clock.started;
+    const was = clock.playing || clock.onward || !clock.started;
+    clock.onward = false;
     clock.clear();
     clock.started = true;
     clock.playing = false;
@@ -351,7 +430,7 @@ function render({ model, el }) {
     if (n < due || log.shown === ticket) return;
     log.shown = ticket;
     log.all = performance.now();
-    clock.jump(0, clock.wanted);
+    clock.jump(model.get('info').at || 0, clock.wanted);
   }
 
   function toggle() { if (clock.playing) clock.pause(); else clock.jump(clock.time() >= clock.length - 1e-3 ? 0 : clock.time(), true); }
@@ -364,7 +443,7 @@ function render({ model, el }) {
   slider.addEventListener('input', () => clock.jump(Number(slider.value)));
   root.addEventListener('keydown', (e) => {
     if (e.target.tagName === 'SELECT' || e.ctrlKey || e.metaKey || e.altKey) return;
-    const known = { ' ': toggle, ArrowRight: () => frame(1), ArrowLeft: () => frame(-1), n: () => step(1), p: () => step(-1) };
+    const known = { ' ': toggle, ArrowRight: () => frame(1), ArrowLeft: () => frame(-1), n: () => step(1), p: () => step(-1), ...keys };
     if (!known[e.key]) return;
     e.preventDefault(); e.stopPropagation();
     known[e.key]();
