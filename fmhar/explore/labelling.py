@@ -48,10 +48,11 @@ class Labeller(Player):
     def __init__(self, cameras: pd.DataFrame, path: Path, seconds, offsets, classes, subjects):
         self.cameras, self.path, self.offsets = cameras, Path(path), offsets
         self._subjects, self._given, self._done = subjects, list(classes), []
-        self._at, self._jumps, self._all = 0.0, 0, self._read()
+        self._at, self._next_at, self._jumps, self._all = 0.0, 0.0, 0, self._read()
         shown = windows(cameras, seconds, offsets)
         shown.attrs = dict(classes=[''])
         super().__init__(Source(shown))
+        self.kinds = []  # there are no classes to choose from
         self._refresh()
 
     @property
@@ -126,7 +127,7 @@ class Labeller(Player):
         self._refresh()
 
     def _refresh(self):
-        name = self.recording
+        name = self._recording = self.recording
         here = [(s, e, label, k) for k, (r, s, e, label) in self._all.items() if r == name]
         self.marks = [list(m) for m in sorted(here)]
         used = [label for _, _, _, label in self._all.values()]
@@ -136,33 +137,26 @@ class Labeller(Player):
         )
         self._tell()
 
-    def _tell(self):
+    def _about(self):
         "The bar shows marks instead of answers"
-        super()._tell()
-        if not hasattr(self, 'recording') or self.info.get('ticket') is None:
-            return
-        row = self.source.rows(self.event).iloc[0]
+        info, row = super()._about(), self.source.rows(self.event).iloc[0]
         cameras = self.cameras[self.cameras.recording == row.recording]
         known = sorted({label for _, _, _, label in self._all.values()} | {''})
         marks = [m for m in self._all.items() if m[1][0] == row.recording]
         segments = [[s, e, known.index(label), -1, k] for k, (_, s, e, label) in marks]
         length = float(cameras.seconds.min())
-        now = [row.begins, row.begins + self.info['seconds']]
+        now = [row.begins, row.begins + info['seconds']]
         text = f'{row.recording}: {length:.1f} s, {len(marks)} marks; click to go there'
         bar = dict(seconds=length, segments=segments, now=now, answered=False, text=text)
         colours = ['#999999', *class_colours(len(known) - 1)]
         begins = dict(begins=float(row.begins), at=self._at, jump=self._jumps)
         about = f'{row.recording} · {row.begins:g} to {now[1]:.1f} s'
-        self.info = self.info | dict(bar=bar, classes=known, colours=colours, about=about, **begins)
+        return info | dict(bar=bar, classes=known, colours=colours, about=about, **begins)
 
     def _other_event(self, change):
-        before, self._at = self.marks, getattr(self, '_next_at', 0.0)
-        self._next_at = 0.0
+        self._at, self._next_at = self._next_at, 0.0
         super()._other_event(change)
-        if (
-            self.recording not in {self._all[m[3]][0] for m in before if m[3] in self._all}
-            or not before
-        ):
+        if self.recording != self._recording:
             self._refresh()
         Thread(target=self._ahead, daemon=True).start()
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['events']
 
-# %% ../../nbs/10_explore/04_player.ipynb #8a062508
+# %% ../../nbs/10_explore/04_player.ipynb #1f81d00a
 import base64
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from io import BytesIO
-from threading import Thread
+from threading import Lock, Thread
 
 import anywidget
 import numpy as np
@@ -64,7 +65,7 @@ def about_event(source: Source, event: str, head: str | None) -> dict:
     first, cameras = next(rows.itertuples()), []
     for row in rows.itertuples():
         cameras.append(camera(source, row, head, colours))
-    for view in (v for v in source.views if v not in set(rows['view'])):
+    for view in (v for v in source.views_beside(first) if v not in set(rows['view'])):
         gone = 'no recording of this event'
         cameras.append(
             dict(view=view, name=source.name(view), missing=gone, right=None, message='')
@@ -140,6 +141,7 @@ class Player(anywidget.AnyWidget):
         super().__init__()
         self.source, self._only, self._ticket, self._shown = source, None, 0, None
         self._kept, self._size = OrderedDict(), 0  # pieces that were cut, newest last
+        self._lock, self._pool, self._sent = Lock(), ThreadPoolExecutor(2), []
         self.on_msg(self._heard)
         head = source.pick(head)
         with self.hold_trait_notifications():
@@ -183,7 +185,7 @@ class Player(anywidget.AnyWidget):
         begin = max(0, min(at - self.MOST // 2, len(events) - self.MOST))
         label = self.source.table.drop_duplicates('event').set_index('event').label
         some = events[begin : begin + self.MOST]
-        self.choices = [[e, f'{e} · {label[e].replace("_", " ")}'] for e in some]
+        self.choices = [[e, f'{e} · {label[e].replace("_", " ")}'.strip(' ·')] for e in some]
 
     def _other_kind(self, change):
         self._menu()
@@ -209,37 +211,52 @@ class Player(anywidget.AnyWidget):
         if self.event != self._shown:
             self._ticket += 1
         new, self._shown = self.event != self._shown, self.event
-        info = about_event(self.source, self.event, self.head or None)
-        self.info = info | dict(ticket=self._ticket)
+        self.info = self._about() | dict(ticket=self._ticket)
         if new:
             self._send_pieces()
+
+    def _about(self):
+        return about_event(self.source, self.event, self.head or None)
 
     def _heard(self, _, content, buffers):
         if content.get('type') == 'ready':
             self._send_pieces()
 
     def _send_pieces(self):
-        "The videos of the event, one message a camera"
-        for row in self.source.rows(self.event).itertuples():
-            to = dict(view=row.view, ticket=self._ticket)
-            try:
-                p = self._piece(row)
-            except VideoError as e:
-                self.send(dict(to, type='broken', text=f'{e.what}\n{e.found or ""}'))
-                continue
-            about = dict(begins=p.begins, seconds=p.seconds, fps=p.fps, note=p.note)
-            self.send(dict(to, **about, type='piece', mime='video/mp4'), [p.data])
+        "The videos of the event, cut two at a time while the kernel stays free"
+        rows = self.source.rows(self.event).itertuples()
+        self._sent = [self._pool.submit(self._send_piece, row, self._ticket) for row in rows]
+
+    def _send_piece(self, row, ticket):
+        "One camera's video, unless another event was chosen meanwhile"
+        if ticket != self._ticket:
+            return
+        to = dict(view=row.view, ticket=ticket)
+        try:
+            p = self._piece(row)
+        except VideoError as e:
+            self.send(dict(to, type='broken', text=f'{e.what}\n{e.found or ""}'))
+            return
+        about = dict(begins=p.begins, seconds=p.seconds, fps=p.fps, note=p.note)
+        self.send(dict(to, **about, type='piece', mime='video/mp4'), [p.data])
+
+    def wait(self):
+        "Until all videos of the event are cut"
+        for sent in self._sent:
+            sent.result()
 
     def _piece(self, row) -> Piece:
         "Cut, or taken from the last 64 MB that were"
         name = row.path, *self.source.span(row)
-        if name not in self._kept:
-            self._kept[name] = cut(*name, fps=self.source.rate(row))
-            self._size += len(self._kept[name].data)
+        piece = self._kept.get(name) or cut(*name, fps=self.source.rate(row))
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = piece
+                self._size += len(piece.data)
+            self._kept.move_to_end(name)
             while self._size > 2**26 and len(self._kept) > 1:
                 self._size -= len(self._kept.popitem(last=False)[1].data)
-        self._kept.move_to_end(name)
-        return self._kept[name]
+        return piece
 
     def _warm(self):
         "Read where frames are in the files, so that the first click need not wait for it"

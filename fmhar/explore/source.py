@@ -50,6 +50,13 @@ class Source:
         "The trained view first, then as they come"
         return sorted(self.table.view.unique(), key=lambda v: v != self.trained_view)
 
+    def views_beside(self, row) -> list[str]:
+        "Views that filmed the same recording, where the table tells; else all"
+        if 'recording' not in self.table:
+            return self.views
+        here = set(self.table['view'][self.table.recording == row.recording])
+        return [v for v in self.views if v in here]
+
     def name(self, view: str) -> str:
         return self.view_names.get(view, view)
 
