@@ -15,9 +15,10 @@ _HOMES = dict(
     events='player', contact_sheet='figures',
     confusion='mistakes', confusion_figure='figures', confused='figures', answer_shares='figures',
     answer_shares_figure='figures', right_wrong='figures', class_scores='figures', class_figure='figures',
+    pair_scores='figures',
     map='plane', map_figure='figures', map_table='projection',
     attention='looking', attention_figure='looking', attention_table='looking',
-    live='training', curves_figure='training',
+    live='training', curves_figure='training', sweep_table='training', sweep_figure='training',
     label='labelling', segments_from_folder='own', recordings='own',
     load_result='results',
 )  # fmt: skip
