@@ -65,25 +65,36 @@ def copied(path: str | Path, start: int, end: int) -> Piece | None:
         first, last = int(times.shown[start]), int(times.shown[end - 1])
         key = int(times.keys[max(bisect_right(times.keys, first) - 1, 0)])
         left = int(((times.shown >= key) & (times.shown <= last)).sum())
+        packets = []
+        container.seek(key, stream=stream)
+        for packet in read_packets(container, stream):
+            if packet.pts is not None and packet.pts >= key:
+                packets.append(packet)
+                left -= packet.pts <= last
+            if left <= 0:
+                break
+        if left > 0 or key > first:
+            return None
         out = BytesIO()
         with av.open(out, 'w', format='mp4') as new:
             track = new.add_stream_from_template(stream)
-            container.seek(key, stream=stream)
-            for packet in read_packets(container, stream):
-                if packet.pts is None or packet.pts < key:
-                    continue
-                left -= packet.pts <= last
-                packet.pts, packet.dts = packet.pts - key, packet.dts - key
-                packet.stream = track
+            for packet, (shown, decoded) in zip(packets, _from_zero(packets, key)):
+                packet.pts, packet.dts, packet.stream = shown, decoded, track
                 new.mux(packet)
-                if left <= 0:
-                    break
-        if left > 0 or key > first:
-            return None
         base, fps = stream.time_base, float(stream.average_rate or 25)
     step = _length(times.shown, start, end) * base
     note = f'{codec.name}, copied from the recording'
     return Piece(out.getvalue(), float((first - key) * base), float(step), fps, note, True)
+
+
+def _from_zero(packets, key):
+    "When each is shown and decoded, counted from the key frame; Matroska keeps no decoding times"
+    shown = [p.pts - key for p in packets]
+    if all(p.dts is not None for p in packets):
+        return [(t, p.dts - key) for t, p in zip(shown, packets)]
+    order = sorted(shown)
+    late = max(a - b for a, b in zip(order, shown))
+    return [(t, a - late) for t, a in zip(shown, order)]
 
 
 def _length(shown, start, end):

@@ -47,6 +47,13 @@ class Drawing(Figure):
         return file.getvalue()
 
 
+def small_print(out, source: Source):
+    "Random weights and rendered data are called so in every figure of their own"
+    if isinstance(out, Figure) and source.note:
+        out.supxlabel(source.note, size=7, color='0.4', x=0.01, ha='left')
+    return out
+
+
 def axes(ax, width: float, height: float):
     "The axes to draw on, and what to return: those given, or a figure of their own"
     if ax is not None:
@@ -175,7 +182,7 @@ def confusion_figure(result, head: str | None = None, view: str | None = None, *
             f'(largest class: {100 * largest:.0f} %)'
         )
         ax.tick_params(length=0)
-    return out
+    return small_print(out, source)
 
 
 def _pairs(ax, classes):
@@ -258,7 +265,7 @@ def answer_shares_figure(result, *, width: float = 3.4, ax=None):
         ax.set_title(f'share of the most frequent answer, %\n(largest class: {largest:.0f} %)')
         ax.tick_params(length=0, axis='both')
         ax.tick_params(axis='x', rotation=35)
-    return out
+    return small_print(out, source)
 
 # %% ../../nbs/10_explore/06_figures.ipynb #8946bec7
 def right_wrong(result, a: str, b: str, view: str | None = None, *, other=None) -> pd.DataFrame:
@@ -396,7 +403,7 @@ def class_figure(result, head: str | None = None, view: str | None = None, *,
             xlim=(0, 100),
             title=f'{head_name(head)}, {place}',
         )
-    return out
+    return small_print(out, source)
 
 # %% ../../nbs/10_explore/06_figures.ipynb #ffd5f930
 def pair_scores(result, head: str | None = None) -> pd.DataFrame:
@@ -555,7 +562,7 @@ def map_figure(result, heads=None, *, colour: str = 'view', method: str = 't-SNE
             fig.legend(handles, names, loc='outside upper center', ncols=6, frameon=False)
         if colour == 'label' and len(heads) == 1:
             fig.suptitle(head_name(heads[0]), size=9)
-    return fig
+    return small_print(fig, source)
 
 
 def _panel(ax, t, colour, label, source):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..backbones import Features
 from ..errors import InputError
-from .figures import STYLE, Drawing
+from .figures import STYLE, Drawing, small_print
 from .player import Player, as_jpeg, asset
 from .source import Source, as_source, head_name
 from ..features import pool_tokens
@@ -309,7 +309,7 @@ def attention_figure(result, head: str | None = None, event: str | None = None, 
             'mean of its heads' if attention_head is None else f'attention head {attention_head}'
         )
         fig.suptitle(f'{head_name(head)}, {which}: {label}; % of the attention', size=9)
-    return fig
+    return small_print(fig, source)
 
 
 def _strip(line, frames, weights, chosen):

@@ -75,6 +75,7 @@ def about_event(source: Source, event: str, head: str | None) -> dict:
     return dict(
         label=first.label, about=' · '.join(map(str, parts)), seconds=max(lengths), cameras=cameras,
         classes=source.classes, colours=colours, bar=activity(source, first, head),
+        foot=source.note if head else '',
     )  # fmt: skip
 
 # %% ../../nbs/10_explore/04_player.ipynb #67347883

@@ -53,8 +53,17 @@ class LoadedResult:
 
     @cached_property
     def history(self) -> History:
-        "Loss and validation accuracy by epoch"
-        return History(**self._checkpoint['history'])
+        "Loss and validation accuracy by epoch, and the epoch whose weights each head keeps"
+        state, history = self._checkpoint, History(**self._checkpoint['history'])
+        last = {f: state['epoch'] for f in self._names if f not in history.stopped}
+        history.kept = last | {name: best['epoch'] for name, best in state['best'].items()}
+        return history
+
+    @property
+    def _names(self) -> list[str]:
+        return [
+            replace(read_head(f), seed=self.experiment.seed).name for f in self.experiment.fusions
+        ]
 
     @cached_property
     def bank(self) -> ProbeBank:

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/10_explore/03_source.ipynb #cb0380c8
+# %% ../../nbs/10_explore/03_source.ipynb #8c0f7810
 import colorsys
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,8 @@ class Source:
 
     def __init__(self, table: pd.DataFrame, predictions: Predictions | None = None, result=None):
         attrs = table.attrs
-        self.table = table.reset_index(drop=True)
+        extra = {c: v for c, v in dict(subject='', split='', fps=np.nan).items() if c not in table}
+        self.table = table.reset_index(drop=True).assign(**extra)
         self.predictions, self.result = predictions, result
         self.classes = list(attrs.get('classes') or sorted(table.label.unique()))
         self.trained_view = attrs.get('trained_view')
@@ -40,6 +43,18 @@ class Source:
         self._of_event = self.table.groupby('event', sort=False).indices
         self._of_path = self.table.groupby('path', sort=False).indices
         self._rates, self._probabilities = {}, {}
+
+    @property
+    def note(self) -> str:
+        "Which weights, and whether the data are rendered: said wherever answers are shown"
+        if self.result is None or not hasattr(self.result, 'experiment'):
+            return ''
+        about = getattr(self.result, 'about', None)
+        if about is None:
+            about = dict(name=self.result.backbone.name, weights=self.result.backbone.weights)
+        rendered = (Path(self.result.experiment.root) / 'synthetic.json').exists()
+        weights = re.sub(r'([0-9a-f]{12})[0-9a-f]{20,}', r'\1', str(about.get('weights', '')))
+        return f'{"rendered data; " if rendered else ""}{about.get("name", "")}, weights {weights}'
 
     @property
     def events(self) -> list[str]:
@@ -140,8 +155,7 @@ def as_source(given) -> Source:
         if need:
             what = f'Column {", ".join(sorted(need))} is missing'
             raise InputError(what, expected='a table of segments', found=', '.join(given))
-        extra = {c: v for c, v in dict(subject='', split='', fps=np.nan).items() if c not in given}
-        return Source(given.assign(**extra))
+        return Source(given)
     if hasattr(given, 'predictions'):
         if not hasattr(given, '_source'):
             p = given.predictions.mean_clips()
