@@ -136,8 +136,8 @@ class Page:
         prompts = [e.inner_text() for e in self.page.query_selector_all('.jp-InputPrompt')]
         if any(c in ''.join(prompts) for c in '*123456789'):
             return True
-        self.page.click('text=Run >> nth=0')
-        self.page.click('text=Run All Cells')
+        self.page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        self.page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
         time.sleep(3)
         return False
 

@@ -20,7 +20,7 @@ from PIL import Image
 from ..backbones import Features
 from ..errors import InputError
 from .figures import STYLE, Drawing, small_print
-from .player import Player, as_jpeg, asset
+from .player import Player, as_jpeg, asset, beside
 from .source import Source, as_source, head_name
 from ..features import pool_tokens
 from ..fusion import CrossAttention, SelfAttention, attention_to, standardise
@@ -119,6 +119,11 @@ class Attention(widgets.VBox):
         self.strips.on_msg(lambda *_: self._begin())
         self.player.observe(lambda _: self._begin(), 'event')
         super().__init__([self.player, self.strips])
+
+    def _repr_mimebundle_(self, **kwargs):
+        more = self.player._repr_mimebundle_()[0]
+        picture = {k: v for k, v in more.items() if k == 'image/jpeg'}
+        return beside(super()._repr_mimebundle_(**kwargs), picture)
 
     def _begin(self):
         "Start with the event that is shown"

@@ -16,11 +16,12 @@ from fmhar.explore.figures import (
     answers_table,
     class_figure,
     confused,
+    confusion_figure,
     confusion_counts,
     most_frequent,
     right_wrong,
 )
-from .player import Player, asset
+from .player import Player, asset, beside, png
 from .source import Source, as_source, head_name
 
 # %% ../../nbs/10_explore/07_mistakes.ipynb #9c5695ab
@@ -74,6 +75,10 @@ class Confusion(widgets.VBox):
         menus = widgets.HBox([self.head, self.view, self.second])
         super().__init__([menus, self.matrices, bars, self.compare, self.said, self.player])
         self._fill()
+
+    def _repr_mimebundle_(self, **kwargs):
+        figure = confusion_figure(self.source, self.head.value, self.view.value or None, width=5)
+        return beside(super()._repr_mimebundle_(**kwargs), png(figure))
 
     def _fill(self):
         "Counts for the heads and view that are chosen"

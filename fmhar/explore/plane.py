@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError, unknown
-from .player import Player, as_jpeg, thumbnail
+from .figures import map_figure
+from .player import Player, as_jpeg, beside, png, thumbnail
 from .projection import METHODS, Projecting, pca, points, vectors
 from .source import Source, as_source, class_colours, head_name
 from ..plots import view_colours
@@ -70,6 +71,14 @@ class Map(widgets.VBox):
         self._recolour()
         if method != 'PCA':
             self.compute()
+
+    def _repr_mimebundle_(self, **kwargs):
+        parts = []
+        for head in self.heads:
+            xy, t = self.places[head], self.tables[head]
+            parts.append(t.assign(head=head, x=xy[:, 0], y=xy[:, 1]))
+        figure = map_figure(self.source, table=pd.concat(parts), method=self.state.value)
+        return beside(super()._repr_mimebundle_(**kwargs), png(figure))
 
     def _scatters(self, height):
         "One scatter a head, all with the same rows"

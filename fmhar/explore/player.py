@@ -118,7 +118,18 @@ def as_jpeg(image: Image.Image, quality: int = 80, raw: bool = False) -> str | b
     image.save(file, 'jpeg', quality=quality)
     return file.getvalue() if raw else base64.b64encode(file.getvalue()).decode()
 
-# %% ../../nbs/10_explore/04_player.ipynb #bda4c2e2
+# %% ../../nbs/10_explore/04_player.ipynb #a9e9771e
+def beside(bundle, more: dict):
+    "What a widget shows of itself, with a picture for where no widget can live"
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+    return data | more, metadata
+
+
+def png(figure) -> dict:
+    "A figure as such a picture"
+    return {'image/png': base64.b64encode(figure._repr_png_()).decode()}
+
+
 def asset(name: str) -> str:
     "Text of a file that lies beside this module"
     return (files('fmhar.explore') / name).read_text(encoding='utf-8')
@@ -268,12 +279,9 @@ class Player(anywidget.AnyWidget):
                 pass
 
     def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         picture = as_jpeg(still(self.source, self.event, self.head or None))
-        return data | {'image/jpeg': picture, 'text/plain': self._words()}, metadata
+        more = {'image/jpeg': picture, 'text/plain': self._words()}
+        return beside(super()._repr_mimebundle_(**kwargs), more)
 
     def _words(self) -> str:
         return f'Player: {len(self.source.events)} events in {len(self.source.views)} cameras'
