@@ -16,8 +16,8 @@ from fmhar.explore.figures import (
     answers_table,
     class_figure,
     confused,
-    confusion_figure,
     confusion_counts,
+    confusion_figure,
     most_frequent,
     right_wrong,
 )
