@@ -32,6 +32,15 @@ def legendre(
     q, r = np.linalg.qr(np.vander(time, order + 1, increasing=True))
     return (q * np.sign(np.diag(r))).T * np.sqrt(n_frames)
 
+# %% ../../nbs/9_adaptation/04_moment_lda.ipynb #027662d9
+def standard_tokens(
+    x: np.ndarray,  # (..., D)
+) -> np.ndarray:  # float32
+    "Each token to mean 0 and variance 1 over its features, as a layer norm without weights"
+    x = np.asarray(x, np.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
 # %% ../../nbs/9_adaptation/04_moment_lda.ipynb #35efa569
 PARTS = 'm0', 'm1', 'max'
 
@@ -70,9 +79,7 @@ def temporal_features(
     x = np.asarray(x, np.float32)
     if x.ndim != 3:
         raise InputError('Not tokens of clips', expected='(clips, frames, features)', found=x.shape)
-    if norm:
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    x = standard_tokens(x) if norm else x
     orders = [_order(part) for part in parts]
     basis = legendre(x.shape[1], max([k for k in orders if k is not None], default=0))
     extremes = {'max': x.max, 'min': x.min}
