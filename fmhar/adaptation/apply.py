@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .features import centred, move, Centre
+from .features import Centre, centred, move
 from .knowledge import KNOWLEDGE, known
 from .logits import PriorMatching
 from .moment_lda import PARTS, MomentLDA, standard_tokens
