@@ -110,7 +110,9 @@ def resampling(n_resamples=10_000, heads=20, people=12, segments=1890) -> tuple[
     table['label'] = [f'c{k:02d}' for k in rng.integers(CLASSES, size=segments)]
     table.attrs['cluster'] = 'subject'
     logits = rng.normal(size=(heads, segments, CLASSES)).astype(np.float32)
-    p = Predictions(table, logits, [f'h{k}' for k in range(heads)], [f'c{k:02d}' for k in range(18)])
+    p = Predictions(
+        table, logits, [f'h{k}' for k in range(heads)], [f'c{k:02d}' for k in range(18)]
+    )
     fast = seconds(lambda: bootstrap(p, trained_view='v0', n_resamples=n_resamples), rounds=2)
     answers, who = logits.argmax(2), table.subject.to_numpy()
     of = [np.flatnonzero(who == k) for k in range(people)]

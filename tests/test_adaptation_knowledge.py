@@ -140,7 +140,10 @@ def test_an_answer_changes_with_nothing_but_what_may_be_known(run, name):
         if j != i:
             (inside if j in may else outside).cls[j] += torch.from_numpy(noise[j]).float()
     np.testing.assert_allclose(
-        adapt_run(train, None, outside, None, [name])[name].logits[0, i], before, rtol=1e-4, atol=1e-4
+        adapt_run(train, None, outside, None, [name])[name].logits[0, i],
+        before,
+        rtol=1e-4,
+        atol=1e-4,
     )
     after = adapt_run(train, None, inside, None, [name])[name].logits[0, i]
     assert np.abs(after - before).max() > 1e-2

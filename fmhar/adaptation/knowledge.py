@@ -25,7 +25,7 @@ class Known:
 
     def mean(self, x: np.ndarray) -> np.ndarray:  # (n, ...) -> (q, ...); NaN where nothing is known
         "Of the known clips' values, for each asked clip"
-        flat = x[self.known].reshape(len(self.known), -1)
+        flat = x[self.known].reshape(len(self.known), int(np.prod(x.shape[1:])))
         with np.errstate(invalid='ignore'):
             means = self.may.astype(flat.dtype) @ flat / self.may.sum(1, keepdims=True)
         return means.reshape(-1, *x.shape[1:])
