@@ -8,6 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from fmhar.adaptation.moment_lda import (
     MomentLDA,
     Scatter,
+    calibrated,
     fit_batches,
     legendre,
     temporal_features,
@@ -118,10 +119,35 @@ def test_polynomials_are_orthogonal_on_any_number_of_frames(n):
 
 def test_ties_go_to_the_strongest_shrinkage_and_the_first_parts():
     x, y, who = clips(noise=0.01)
-    head = MomentLDA([('m0', 'm1'), ('m0', 'm1', 'm2')]).fit(x, y, who)
+    head = MomentLDA([('m0', 'm1'), ('m0', 'm1', 'm2')], careful=0).fit(x, y, who)
     best = head.cv_[head.cv_.balanced_accuracy == head.cv_.balanced_accuracy.max()]
     assert len(best) > 1 and best.iloc[0].parts == ' '.join(head.parts_)
-    assert head.shrinkage_ == best.iloc[0].shrinkage
+    assert head.shrinkage_ == best.iloc[0].shrinkage == best.shrinkage.max()
+
+
+def test_a_careful_choice_is_within_one_standard_error_and_shrinks_more():
+    x, y, who = clips(n=240, noise=3.0, people=8, dim=12)
+    bold, careful = (MomentLDA(careful=c).fit(x, y, who) for c in (0, 1))
+    table = bold.cv_
+    best = table.loc[table.balanced_accuracy.idxmax()]
+    good = table[table.balanced_accuracy >= best.balanced_accuracy - best.error]
+    assert bold.shrinkage_ == best.shrinkage
+    assert careful.shrinkage_ == good.shrinkage.max() >= bold.shrinkage_ and best.error > 0
+
+
+def test_the_error_is_that_of_the_mean_over_people():
+    x, y, who = clips(n=200, noise=3.0, people=5)
+    head = MomentLDA(shrinkage=0.3).fit(x, y, who)
+    right = head.held_out_.argmax(1) == y
+    shares = [right[who == p].mean() for p in range(5)]
+    assert head.cv_.error[0] == pytest.approx(np.std(shares, ddof=1) / 5**0.5)
+
+
+@pytest.mark.parametrize('size', [1e-3, 1.0, 1e5])
+def test_the_temperature_suits_scores_of_any_size(size):
+    y = np.arange(300) % 3
+    z = 2 * np.eye(3)[y] + np.random.default_rng(0).normal(size=(300, 3))
+    assert calibrated(y, size * z) == pytest.approx(size * calibrated(y, z), rel=0.02)
 
 
 def test_a_class_that_one_person_alone_shows_is_learnt_but_not_judged():

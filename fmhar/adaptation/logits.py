@@ -89,8 +89,8 @@ class PriorMatching(BaseEstimator):
             raise InputError('Logits and labels do not fit', found=(len(logits), len(y)))
         shares = np.bincount(y, minlength=logits.shape[1]) if prior is None else np.asarray(prior)
         self.prior_ = shares / shares.sum()
-        self.temperature_ = fit_temperature(y, logits)
-        self.spread_ = spread(logits)
+        self.spread_ = spread(logits) or 1.0
+        self.temperature_ = self.spread_ * fit_temperature(y, logits / self.spread_)
         return self
 
     def adapt_logits(self, logits, blocks: list[Known]):
