@@ -72,16 +72,23 @@ def make(task: str, seed: int):
 
 
 def film(env, states, camera: str, size: int) -> list[np.ndarray]:  # (size, size, 3) uint8 each
-    "The same solution seen by one camera"
+    "The same solution seen by one camera; without shadows, which cost five times the rest"
     import mujoco
 
-    frames = []
+    frames, shown = [], mujoco.MjvOption()
+    shown.sitegroup[:] = 0  # the goal's marker would tell the task
     with mujoco.Renderer(env.model, size, size) as renderer:
         for position, velocity in states[::2]:
             env.data.qpos[:], env.data.qvel[:] = position, velocity
             mujoco.mj_forward(env.model, env.data)
-            renderer.update_scene(env.data, camera=camera)
-            frames.append(renderer.render().copy())
+            renderer.update_scene(env.data, camera=camera, scene_option=shown)
+            for flag in ('mjRND_SHADOW', 'mjRND_REFLECTION'):
+                renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
+            picture = renderer.render()
+            upright = (
+                picture[::-1, ::-1] if camera.startswith('corner') else picture
+            )  # hung upside down
+            frames.append(np.ascontiguousarray(upright))
     return frames
 
 
