@@ -240,11 +240,8 @@ def halves(
     if odd:
         raise unknown('class', min(odd), classes)
     counted = labels if basis == 'all' else labels[splits == basis]
-    n = (
-        counted.value_counts()
-        .reindex(classes, fill_value=0)
-        .sort_values(ascending=False, kind='stable')
-    )
+    n = counted.value_counts().reindex(classes, fill_value=0)
+    n = n.sort_values(ascending=False, kind='stable')
     half = np.where(np.arange(len(n)) < (len(n) + 1) // 2, 'common', 'rare')
     return pd.DataFrame({'class': n.index, 'n': n.to_numpy(), 'half': half})
 

@@ -347,7 +347,7 @@ def sweep_crops(
     transform: Transform,
     decoder: str = 'pyav',
 ) -> Iterator[tuple[tuple[int, str], np.ndarray]]:  # frame number and crop, the picture; sorted
-    "Decode each wanted frame once, cut it as often as asked; then `VideoError` for what is lost"
+    "Decode each wanted frame once, cut all its squares; then `VideoError` for what is lost"
     if decoder not in DECODERS:
         raise unknown('decoder', decoder, DECODERS)
     crops = defaultdict(set)
