@@ -23,12 +23,14 @@ from fmhar.adaptation.features import centred
 from fmhar.adaptation.knowledge import known
 from fmhar.adaptation.logits import PriorMatching
 from fmhar.adaptation.moment_lda import SHRINKAGES, MomentLDA, standard_tokens, temporal_features
-from fmhar.backbones import Features
-from fmhar.evaluation import Predictions
-from fmhar.fusion import FUSIONS, TABLE_3
+from fmhar.contracts import Features
+from fmhar.evaluation.predictions import Predictions
+from fmhar.fusion.base import FUSIONS
+from fmhar.fusion.thirteen import TABLE_3
 from fmhar.probe import ProbeBank, ProbeSpec
 from fmhar.statistics import bootstrap
-from fmhar.trainer import Recipe, fit
+from fmhar.trainer.loop import fit
+from fmhar.trainer.recipe import Recipe
 
 T, PEOPLE, CLASSES = 16, 8, 18
 

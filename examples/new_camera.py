@@ -25,15 +25,19 @@ from fmhar.adaptation.features import Centre, centred, move
 from fmhar.adaptation.knowledge import Known, known
 from fmhar.adaptation.logits import T3A, Lame, PriorMatching, finite, lame_logits, t3a_logits
 from fmhar.adaptation.moment_lda import MomentLDA, standard_tokens, temporal_features
-from fmhar.backbones import Features, load_backbone
-from fmhar.clips import even_frames, random_frames
-from fmhar.datasets import load_drive_act, symmetric_pairs
-from fmhar.evaluation import Predictions, within_pairs
-from fmhar.experiments import refold
+from fmhar.backbones.load import load_backbone
+from fmhar.contracts import Features
+from fmhar.datasets.clips import even_frames, random_frames
+from fmhar.datasets.drive_act import load_drive_act
+from fmhar.datasets.pairs import symmetric_pairs
+from fmhar.datasets.video import sweep
+from fmhar.evaluation.predictions import Predictions
+from fmhar.evaluation.scores import within_pairs
+from fmhar.experiments.description import refold
 from fmhar.files import whole_file
 from fmhar.probe import ProbeBank, ProbeSpec
-from fmhar.trainer import Recipe, fit
-from fmhar.video import sweep
+from fmhar.trainer.loop import fit
+from fmhar.trainer.recipe import Recipe
 
 T, CROPS, FOLDS, SIZE = 8, 2, 4, 112
 HEADS = 'max_pooling_relu', 'tcn', 'lstm', 'temporal_moments'

@@ -14,9 +14,10 @@ from fmhar.adaptation.apply import (
     head_predictions,
     read_adaptation,
 )
-from fmhar.backbones import Features
+from fmhar.contracts import Features
 from fmhar.errors import InputError
-from fmhar.evaluation import predict, score
+from fmhar.evaluation.inference import predict
+from fmhar.evaluation.scores import score
 from fmhar.probe import ProbeBank, ProbeSpec
 
 CLASSES = ['close', 'eat', 'never', 'open', 'read']

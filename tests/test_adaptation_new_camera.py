@@ -17,10 +17,12 @@ from fmhar.adaptation.new_camera import (
     save_adapter,
     windows,
 )
-from fmhar.backbones import load_backbone, quietly
+from fmhar.backbones.load import load_backbone, quietly
+from fmhar.datasets.segments import as_segments
 from fmhar.errors import InputError
-from fmhar.features import FeatureDataset, FeatureStore, extract
-from fmhar.segments import as_segments
+from fmhar.features.dataset import FeatureDataset
+from fmhar.features.extraction import extract
+from fmhar.features.store import FeatureStore
 
 N = 120  # frames of a video
 

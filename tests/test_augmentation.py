@@ -15,7 +15,8 @@ from tiny_set import read_tiny_set, write_tiny_set
 from fmhar.backbones.load import load_backbone
 from fmhar.datasets.video import RandomCrop, Transform, sweep_crops
 from fmhar.errors import InputError, VideoError
-from fmhar.experiments import Experiment, run_name
+from fmhar.experiments.description import Experiment
+from fmhar.experiments.rows import run_name
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import extract, plan
 from fmhar.features.keys import clip_keys

@@ -13,9 +13,10 @@ import pytest
 
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
-from fmhar.experiments import Experiment, embed, load_result, run
-from fmhar.experiments.description import read_segments
+from fmhar.experiments.description import Experiment, read_segments
+from fmhar.experiments.opened import load_result
 from fmhar.experiments.rows import mean_over_splits, run_name
+from fmhar.experiments.running import embed, run
 from fmhar.synthetic.film import write_synthetic
 from fmhar.synthetic.scripts import SyntheticConfig
 from fmhar.trainer.recipe import Recipe
@@ -88,7 +89,8 @@ def test_everything_is_shown_to_have_been_scored_once(one):
 
 TWO = """
 import sys
-from fmhar.experiments import Experiment, run
+from fmhar.experiments.description import Experiment
+from fmhar.experiments.running import run
 from fmhar.trainer.recipe import Recipe
 exp = eval(sys.argv[1])
 run(exp, sys.argv[2], workers=0, progress=False)

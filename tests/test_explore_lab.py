@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmhar.evaluation import Predictions
-from fmhar.synthetic import SyntheticConfig, write_synthetic
+from fmhar.evaluation.predictions import Predictions
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 FLAGS = (
@@ -26,8 +27,8 @@ SETUP = """
 import numpy as np, torch
 from types import SimpleNamespace
 import fmhar.explore as ex
-from fmhar.datasets import load_drive_act
-from fmhar.evaluation import Predictions
+from fmhar.datasets.drive_act import load_drive_act
+from fmhar.evaluation.predictions import Predictions
 segments = load_drive_act('set')
 segments['segment'] = range(len(segments))
 n, c = len(segments), len(segments.attrs['classes'])

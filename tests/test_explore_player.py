@@ -14,11 +14,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from numbered import SIDE, number, write_video
 
 import fmhar
-from fmhar.errors import InputError
+from fmhar.errors import InputError, VideoError
 from fmhar.explore.cutting import cut
 from fmhar.explore.player import about_event, events
 from fmhar.explore.source import as_source
-from fmhar.headers import VideoError
 
 ASSETS = Path(fmhar.__file__).parent / 'explore'
 
@@ -150,7 +149,7 @@ def test_a_notebook_runs_and_its_saved_cell_holds_a_small_still(segments, tmp_pa
     segments.to_csv(tmp_path / 's.csv', index=False)
     code = """
 import pandas as pd
-from fmhar.explore import events
+from fmhar.explore.player import events
 events(pd.read_csv('s.csv'))
 """
     nb = new_notebook(cells=[new_code_cell(code)])
@@ -173,7 +172,7 @@ def test_the_browsers_part_fetches_nothing(path):
 
 
 def test_the_answers_of_a_head_are_told(segments):
-    from fmhar.evaluation import Predictions
+    from fmhar.evaluation.predictions import Predictions
 
     table = segments.assign(segment=range(len(segments)))
     table.attrs = segments.attrs

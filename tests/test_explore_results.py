@@ -9,10 +9,12 @@ import pytest
 
 import fmhar.explore as ex
 from fmhar.errors import InputError
-from fmhar.experiments import Experiment, embed, run
+from fmhar.experiments.description import Experiment
+from fmhar.experiments.running import embed, run
 from fmhar.files import write_json
-from fmhar.synthetic import SyntheticConfig, write_synthetic
-from fmhar.trainer import Recipe
+from fmhar.synthetic.film import write_synthetic
+from fmhar.synthetic.scripts import SyntheticConfig
+from fmhar.trainer.recipe import Recipe
 
 
 @pytest.fixture(scope='module')
@@ -135,7 +137,7 @@ def test_attention_weights_reproduce_the_head(out):
     import torch
 
     from fmhar.explore.looking import head_weights
-    from fmhar.fusion import make_fusion
+    from fmhar.fusion.base import make_fusion
 
     torch.manual_seed(0)
     head, x = make_fusion('cross_attention_all', 128), torch.randn(2, 4, 5, 128)

@@ -240,7 +240,7 @@ def test_importing_probes_needs_no_encoder_or_decoder():
 import sys, fmhar.probe
 heavy = {'transformers', 'av', 'timm', 'torchvision', 'huggingface_hub', 'matplotlib', 'pandas'}
 assert not heavy & {name.split('.')[0] for name in sys.modules}, heavy & set(sys.modules)
-from fmhar.fusion import FUSIONS
+from fmhar.fusion.base import FUSIONS
 assert 'temporal_moments' in FUSIONS and list(FUSIONS)[0] == 'average_pooling'
 """
     ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

@@ -22,7 +22,7 @@ from fmhar.metrics import halves
 from fmhar.paper import tables
 from fmhar.paper.layout import Layout
 from fmhar.paper.printed import MISPRINTS, PAPER, PRINTED, THIRTEEN
-from fmhar.paper.tables import Run
+from fmhar.paper.runs import Run
 from fmhar.statistics import bootstrap, differences, holm, intervals
 
 pytestmark = pytest.mark.filterwarnings('ignore::pandas.errors.PerformanceWarning')

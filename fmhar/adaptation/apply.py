@@ -17,9 +17,10 @@ from .features import Centre, centred, move
 from .knowledge import KNOWLEDGE, known
 from .logits import PriorMatching
 from .moment_lda import PARTS, MomentLDA, standard_tokens
-from ..backbones import Features
+from ..contracts import Features
 from ..errors import InputError, unknown
-from ..evaluation import Predictions, predict
+from ..evaluation.inference import predict
+from ..evaluation.predictions import Predictions
 
 # %% ../../nbs/09_adaptation/05_apply.ipynb #c37afa2d
 CANDIDATES = ('m0', 'm1'), PARTS, ('m0', 'm1', 'm2', 'max', 'min')

@@ -11,8 +11,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from .knowledge import known
+from ..analysis.view_invariance import ViewEraser
 from ..errors import InputError
-from ..invariance import ViewEraser
 
 # %% ../../nbs/09_adaptation/02_features.ipynb #e48ce534
 class Centre(TransformerMixin, BaseEstimator):

@@ -21,12 +21,13 @@ from .features import centred
 from .knowledge import known
 from .logits import PriorMatching
 from .moment_lda import standard_tokens, temporal_features
-from ..backbones import Backbone, load_backbone
+from ..backbones.load import Backbone, load_backbone
+from ..datasets.segments import as_segments
+from ..datasets.video import Transform, sweep, video_info
 from ..errors import InputError
-from ..features import FeatureStore, extract
+from ..features.extraction import extract
+from ..features.store import FeatureStore
 from ..files import whole_file
-from ..segments import as_segments
-from ..video import Transform, sweep, video_info
 
 # %% ../../nbs/09_adaptation/06_new_camera.ipynb #362caf49
 @dataclass

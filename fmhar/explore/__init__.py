@@ -20,7 +20,7 @@ _HOMES = dict(
     attention='looking', attention_figure='looking', attention_table='looking',
     live='training', curves_figure='training', sweep_table='training', sweep_figure='training',
     label='labelling', segments_from_folder='own', recordings='own',
-    load_result='results',
+    load_result='fmhar.experiments',
 )  # fmt: skip
 
 
@@ -28,7 +28,8 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     try:
-        module = import_module(f'fmhar.explore.{_HOMES[name]}')
+        home = _HOMES[name]
+        module = import_module(home if '.' in home else f'fmhar.explore.{home}')
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith('fmhar'):
             raise

@@ -17,8 +17,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..headers import VideoError, frame_times, open_video, read_packets, video_error
-from ..video import DECODERS
+from ..datasets.containers import frame_times, open_video, read_packets
+from ..datasets.video import DECODERS
+from ..errors import VideoError, video_error
 
 # %% ../../nbs/13_explore/01_cutting.ipynb #5ec3aec8
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def cautions(rows: pd.DataFrame, settings: dict, shared: pd.DataFrame | None) ->
     if shared is None:
         notes.append('overlap of the split not checked')
     else:
-        there = shared[(shared['view'] == 'all') & (shared['shared'] > 0) & (shared['what'] != 'view')]
+        there = shared[
+            (shared['view'] == 'all') & (shared['shared'] > 0) & (shared['what'] != 'view')
+        ]
         notes += [
             f'{s} of {n} {what}s shared with training'
             for what, n, s in there[['what', 'test', 'shared']].itertuples(index=False)
