@@ -14,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmhar.backbones.checkpoints import CHECKPOINTS, SHORT_NAMES
-from fmhar.backbones.load import geometry, quietly, random_weights
+from fmhar.backbones.families import geometry
+from fmhar.backbones.load import quietly, random_weights
 from fmhar.backbones.sources import find_source
 from fmhar.backbones.timm_models import timm_library
 from fmhar.errors import unknown
