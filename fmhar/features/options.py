@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pandas as pd
 
-from fmhar.datasets.clips import make_clips
+from fmhar.datasets.clips import CROPS, make_clips
 from fmhar.datasets.video import RandomCrop
 from fmhar.devices import n_workers
 from fmhar.errors import InputError, unknown
@@ -184,7 +184,10 @@ class Clips:
         crops = clips.get('crop', pd.Series('centre', clips.index)).tolist()
         train = clips.split == 'train'
         for i, event, view in zip(clips.index[train], clips.event[train], clips['clip'][train]):
-            crops[i] = self.augmentation.crop(self.seed, event, view)
+            within = (
+                '' if crops[i] in ('centre', *CROPS) else f'{crops[i]} '
+            )  # a rectangle of the picture
+            crops[i] = within + self.augmentation.crop(self.seed, event, view)
         return clips.assign(crop=crops)
 
 # %% ../../nbs/04_features/01_options.ipynb #3096182b
