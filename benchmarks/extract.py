@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmhar.backbones.load import load_backbone, load_weights, random_weights
 from fmhar.backbones.sources import find_source
-from fmhar.datasets.clips import make_clips
 from fmhar.datasets.video import sweep
 from fmhar.features.extraction import extract
+from fmhar.features.options import Clips, Reading
 from fmhar.features.store import FeatureStore
 
 
@@ -183,9 +183,10 @@ def main():
 
     root = Path(tempfile.mkdtemp())
     segments = film_set(root, args.videos, args.chunks, *args.size)
-    clips = make_clips(segments, n_clips=args.clips)
+    choice = Clips(test=args.clips, augmentation=None)
     backbone = load_backbone(args.backbone, weights=args.weights, device=args.device)
     device = backbone.device
+    clips = choice.choose(segments, backbone.n_frames)
     frames = torch.randint(256, (backbone.batch_size, 3, backbone.size, backbone.size))
     frames = frames.to(torch.uint8)
 
@@ -222,7 +223,7 @@ def main():
             work['forward, compiled'] = lambda: bare_forward(frames, compiled, passes)
         for w in args.workers or [None]:
             store = FeatureStore(root / f'store{r}-{w}')
-            options = dict(n_clips=args.clips, tokens=True, workers=w, progress=False)
+            options = dict(clips=choice, tokens=True, reading=Reading(workers=w), progress=False)
             work[f'ours, workers={w}'] = partial(extract, segments, backbone, store, **options)
         work['usual recipe'] = lambda: usual_recipe(
             clips, model, processor, root, device, os.cpu_count()
