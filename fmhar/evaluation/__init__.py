@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = face(
         'order': 'order_test',
         'scores': 'score within_pairs calibration',
         'selection': 'select oracle_gap',
+        'permutation': 'beats_chance',
         'streaming': 'stream',
     },
 )

@@ -35,7 +35,7 @@ def _mean_rows(
     return (np.add.reduceat(rows, starts, dtype=np.float64) / count[:, None]).astype(np.float32)
 
 # %% ../../nbs/07_evaluation/01_predictions.ipynb #22b8ed7a
-ROWS = 50_000  # clips that are written and read at a time
+ROWS = 8192  # clips that are written and read at a time
 
 
 def _write(p: 'Predictions', path: Path, dtype: str):
