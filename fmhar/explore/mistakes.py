@@ -21,7 +21,7 @@ from fmhar.explore.figures import (
     most_frequent,
     right_wrong,
 )
-from .player import Player, asset, beside, png
+from .player import Player, Still, asset, png
 from .source import Source, as_source, head_name
 
 # %% ../../nbs/10_explore/07_mistakes.ipynb #9c5695ab
@@ -47,8 +47,8 @@ def matrix(source: Source, head: str, view: str | None) -> dict:
         head=head, title=title, classes=classes, counts=counts.to_numpy().tolist(), pairs=pairs
     )
 
-# %% ../../nbs/10_explore/07_mistakes.ipynb #2d01270a
-class Confusion(widgets.VBox):
+# %% ../../nbs/10_explore/07_mistakes.ipynb #3205afd5
+class Confusion(Still, widgets.VBox):
     "Menus, matrices, bars of the classes, and the player; `table` is what was opened last"
 
     def __init__(self, source: Source, head, view, second, other: Source):
@@ -76,9 +76,9 @@ class Confusion(widgets.VBox):
         super().__init__([menus, self.matrices, bars, self.compare, self.said, self.player])
         self._fill()
 
-    def _repr_mimebundle_(self, **kwargs):
-        figure = confusion_figure(self.source, self.head.value, self.view.value or None, width=5)
-        return beside(super()._repr_mimebundle_(**kwargs), png(figure))
+    def _still(self):
+        view = self.view.value or None
+        return png(confusion_figure(self.source, self.head.value, view, width=5))
 
     def _fill(self):
         "Counts for the heads and view that are chosen"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import InputError, unknown
 from .figures import map_figure
-from .player import Player, as_jpeg, beside, png, thumbnail
+from .player import Player, Still, as_jpeg, png, thumbnail
 from .projection import METHODS, Projecting, pca, points, vectors
 from .source import Source, as_source, class_colours, head_name
 from ..plots import view_colours
@@ -43,8 +43,8 @@ def colour_map(source: Source, column: str, values: pd.Series) -> dict | str:
         return {g: known[g] for g in sorted(groups)}
     return dict(zip(groups, class_colours(len(groups))))
 
-# %% ../../nbs/10_explore/08_plane.ipynb #ebd0092f
-class Map(widgets.VBox):
+# %% ../../nbs/10_explore/08_plane.ipynb #1a6be1e4
+class Map(Still, widgets.VBox):
     "Linked maps, their menus, what is pointed at, and the player"
 
     def __init__(
@@ -54,6 +54,7 @@ class Map(widgets.VBox):
         self.vectors = {h: vectors(source, h) for h in heads}
         self.tables = {h: points(source, h) for h in heads}
         self.places = {h: pca(np.asarray(x, np.float32), 2)[:, :2] for h, x in self.vectors.items()}
+        self._shown = 'PCA'  # the method of the places
         self._lassoed, self._stop, self._working, self._job = [], Event(), None, None
         scatters = self._scatters(height)
         cols = min(3, len(heads))
@@ -72,13 +73,12 @@ class Map(widgets.VBox):
         if method != 'PCA':
             self.compute()
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _still(self):
         parts = []
         for head in self.heads:
             xy, t = self.places[head], self.tables[head]
             parts.append(t.assign(head=head, x=xy[:, 0], y=xy[:, 1]))
-        figure = map_figure(self.source, table=pd.concat(parts), method=self.state.value)
-        return beside(super()._repr_mimebundle_(**kwargs), png(figure))
+        return png(map_figure(self.source, table=pd.concat(parts), method=self._shown))
 
     def _scatters(self, height):
         "One scatter a head, all with the same rows"
@@ -168,7 +168,7 @@ class Map(widgets.VBox):
                 break
             if places is None or stop.is_set():
                 break
-            self.places[head] = places
+            self.places[head], self._shown = places, method
             s.data(self.tables[head].assign(x=places[:, 0], y=places[:, 1]), animate=True)
         else:
             self.state.value = method

@@ -17,6 +17,7 @@ import anywidget
 import numpy as np
 import pandas as pd
 import traitlets
+from IPython.display import display
 from PIL import Image, ImageDraw
 
 from ..errors import InputError, unknown
@@ -118,16 +119,24 @@ def as_jpeg(image: Image.Image, quality: int = 80, raw: bool = False) -> str | b
     image.save(file, 'jpeg', quality=quality)
     return file.getvalue() if raw else base64.b64encode(file.getvalue()).decode()
 
-# %% ../../nbs/10_explore/04_player.ipynb #a9e9771e
-def beside(bundle, more: dict):
-    "What a widget shows of itself, with a picture for where no widget can live"
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-    return data | more, metadata
+# %% ../../nbs/10_explore/04_player.ipynb #e058902c
+class Still:
+    "A widget with a picture below it, for notebooks whose kernel is gone; the living widget hides it"
+
+    def _ipython_display_(self, **kwargs):
+        bundle = self._repr_mimebundle_()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        display(data | {'text/plain': self._words()}, metadata=metadata, raw=True)
+        display(self._still(), raw=True)
+
+    def _words(self) -> str:
+        return f'{type(self).__name__}: run this cell to use it'
 
 
 def png(figure) -> dict:
     "A figure as such a picture"
-    return {'image/png': base64.b64encode(figure._repr_png_()).decode()}
+    picture = base64.b64encode(figure._repr_png_()).decode()
+    return {'image/png': picture, 'text/plain': 'its figure'}
 
 
 def asset(name: str) -> str:
@@ -135,7 +144,7 @@ def asset(name: str) -> str:
     return (files('fmhar.explore') / name).read_text(encoding='utf-8')
 
 
-class Player(anywidget.AnyWidget):
+class Player(Still, anywidget.AnyWidget):
     "Cameras in step; `event`, `head` and `kind` can be set and observed"
 
     _esm, _css = asset('player.js'), asset('player.css')
@@ -278,10 +287,9 @@ class Player(anywidget.AnyWidget):
             except (VideoError, OSError):
                 pass
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _still(self):
         picture = as_jpeg(still(self.source, self.event, self.head or None))
-        more = {'image/jpeg': picture, 'text/plain': self._words()}
-        return beside(super()._repr_mimebundle_(**kwargs), more)
+        return {'image/jpeg': picture, 'text/plain': f'the middle of {self.event}'}
 
     def _words(self) -> str:
         return f'Player: {len(self.source.events)} events in {len(self.source.views)} cameras'
