@@ -21,7 +21,7 @@ from ..contracts import Features
 from ..datasets.video import sweep
 from ..errors import InputError
 from .figures import STYLE, Drawing, small_print
-from .player import Player, as_jpeg, asset, beside
+from .player import Player, Still, as_jpeg, asset
 from .source import Source, as_source, head_name
 from ..features.store import pool_tokens
 from ..fusion.base import standardise
@@ -110,7 +110,7 @@ class Strips(anywidget.AnyWidget):
     text = traitlets.Unicode('').tag(sync=True)
 
 
-class Attention(widgets.VBox):
+class Attention(Still, widgets.VBox):
     "The player, and where a head looks in each camera"
 
     def __init__(self, source: Source, head: str, event: str | None):
@@ -121,10 +121,8 @@ class Attention(widgets.VBox):
         self.player.observe(lambda _: self._begin(), 'event')
         super().__init__([self.player, self.strips])
 
-    def _repr_mimebundle_(self, **kwargs):
-        more = self.player._repr_mimebundle_()[0]
-        picture = {k: v for k, v in more.items() if k == 'image/jpeg'}
-        return beside(super()._repr_mimebundle_(**kwargs), picture)
+    def _still(self):
+        return self.player._still()
 
     def _begin(self):
         "Start with the event that is shown"

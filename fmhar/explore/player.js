@@ -449,8 +449,19 @@ function render({ model, el }) {
     known[e.key]();
   });
 
+  // the picture below is for notebooks whose kernel is gone
+  let looked = 0;
+  function hideStill() {
+    looked += 1;
+    const below = el.closest('.jp-OutputArea-child')?.nextElementSibling;
+    if (!below?.querySelector('.jp-RenderedImage')) return;
+    below.style.display = 'none';
+    looked = Infinity;
+  }
+
   function tick() {
     if (!alive) return;
+    if (looked < 1200) hideStill();
     clock.steer();
     const t = clock.time();
     if (document.activeElement !== slider || clock.playing) slider.value = t;
