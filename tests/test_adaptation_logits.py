@@ -148,3 +148,13 @@ def test_spread_and_finite_by_hand():
 def test_labels_of_another_length_say_so():
     with pytest.raises(InputError, match='do not fit'):
         PriorMatching().fit(TRAINED, Y[1:])
+
+
+def test_few_known_clips_are_trusted_less():
+    prior, may = np.full(5, 0.2), np.zeros((2, 300), bool)
+    may[0, :2], may[1, :] = True, True
+    sure, wary = (prior_offsets(TRAINED, prior, may, strength=s) for s in (1.0, None))
+    small, large = np.abs(wary).max(1) / np.abs(sure).max(1)
+    assert small < 0.5 and large > small
+    alone = prior_offsets(TRAINED, prior, may[1:], strength=300 / 305)
+    np.testing.assert_allclose(wary[1:], alone, atol=1e-9)

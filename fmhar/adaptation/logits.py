@@ -22,17 +22,19 @@ def prior_offsets(
     prior: np.ndarray,  # (C,) expected shares of the classes
     may: np.ndarray,  # (q, p) which of them each asked clip may use
     *,
-    strength: float = 1.0,  # 0: no change, 1: shares exactly as expected
+    strength: float | None = 1.0,  # 0: no change, 1: exactly; None: n / (n + C) for n known clips
     n_iter: int = 200,
 ) -> np.ndarray:  # (q, C) to be added to the asked clips' logits; 0 where nothing is known
     "Class offsets that bring the shares of the answers to the prior, for each asked clip"
     k = softmax(np.asarray(logits, float), 1)
     may = np.asarray(may, float)
-    wanted = may.sum(1, keepdims=True) * prior  # (q, C)
+    n = may.sum(1, keepdims=True)
+    wanted = n * prior  # (q, C)
+    power = n / (n + len(prior)) if strength is None else strength
     v = np.ones_like(wanted)
     for _ in range(n_iter):
         sums = (may / np.maximum(v @ k.T, 1e-300)) @ k  # answers of each class, before v
-        v = (np.maximum(wanted, 1e-300) / np.maximum(sums, 1e-300)) ** strength
+        v = (np.maximum(wanted, 1e-300) / np.maximum(sums, 1e-300)) ** power
         v = np.where(prior > 0, v, 1e-30) / v.max(1, keepdims=True)
     offsets = np.log(np.maximum(v, 1e-30))
     return np.where(may.any(1)[:, None], offsets - offsets.mean(1, keepdims=True), 0)
@@ -43,8 +45,9 @@ class PriorMatching(BaseEstimator):
 
     Parameters
     ----------
-    strength : float
-        1 matches exactly, 0 changes nothing.
+    strength : float, optional
+        1 matches exactly, 0 changes nothing; None trusts n known clips by n / (n + C), for short
+        recordings, whose few clips cannot hold every class.
     same_spread : bool
         Bring the new camera's logits to the spread of the trained camera's first.
     n_iter : int
@@ -69,7 +72,9 @@ class PriorMatching(BaseEstimator):
     array([0.5, 0.5])
     """
 
-    def __init__(self, strength: float = 1.0, *, same_spread: bool = True, n_iter: int = 200):
+    def __init__(
+        self, strength: float | None = 1.0, *, same_spread: bool = True, n_iter: int = 200
+    ):
         self.strength, self.same_spread, self.n_iter = strength, same_spread, n_iter
 
     def fit(self, logits, y, prior=None):

@@ -57,7 +57,7 @@ class Adapter:
         "Probabilities of every class, each window centred by the others"
         x, _ = centred(standard_tokens(cls), table, rule, self.home)
         scores = temporal_features(x, self.parts, norm=False) @ self.coef.T + self.intercept
-        matching = PriorMatching()
+        matching = PriorMatching(None)  # a recording may be short
         matching.prior_, matching.temperature_ = self.prior, self.temperature
         matching.spread_ = self.spread
         blocks = known(table, rule) if prior else []
