@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import pandas as pd
 
-from fmhar.datasets.clips import CROPS, make_clips
-from fmhar.datasets.video import RandomCrop
+from fmhar.datasets.clips import make_clips
+from fmhar.datasets.video import REGION, RandomCrop
 from fmhar.devices import n_workers
 from fmhar.errors import InputError, unknown
 from fmhar.files import fingerprint
@@ -174,7 +174,6 @@ class Clips:
         n_frames: int,  # of a clip
     ) -> pd.DataFrame:  # as `make_clips`; `crop` where a clip shows another square than the centre
         "The clips of these segments"
-        segments = segments.drop(columns='crop', errors='ignore')  # a user's own column is no crop
         how = dict(n_clips=self.test, n_crops=self.crops, stride=self.stride, seed=self.seed)
         clips = make_clips(segments, n_frames=n_frames, n_train_clips=self.per_train_segment, **how)
         if self.augmentation is None or self.augmentation.area is None:
@@ -184,10 +183,9 @@ class Clips:
         crops = clips.get('crop', pd.Series('centre', clips.index)).tolist()
         train = clips.split == 'train'
         for i, event, view in zip(clips.index[train], clips.event[train], clips['clip'][train]):
-            within = (
-                '' if crops[i] in ('centre', *CROPS) else f'{crops[i]} '
-            )  # a rectangle of the picture
-            crops[i] = within + self.augmentation.crop(self.seed, event, view)
+            region = REGION.match(crops[i])  # of a mosaic: the piece is cut out of the view
+            piece = self.augmentation.crop(self.seed, event, view)
+            crops[i] = f'{region[0]} {piece}' if region else piece
         return clips.assign(crop=crops)
 
 # %% ../../nbs/04_features/01_options.ipynb #3096182b
