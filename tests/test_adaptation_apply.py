@@ -161,3 +161,24 @@ def test_names_of_adaptations():
     for wrong in ('recording+causal', 'prior+prior', 'oracle', ''):
         with pytest.raises(InputError):
             read_adaptation(wrong)
+
+
+class WithTokens(InMemory):
+    "The same with the class token of each frame twice as all tokens"
+
+    tokens = 1, 'float16'
+
+    def batch(self, indices):
+        cls = self.cls[torch.as_tensor(indices)]
+        return Features(cls, torch.stack([cls, cls], 2))
+
+
+def test_heads_that_read_all_tokens_get_rows_with_the_prior_where_validation_has_tokens(run):
+    train, val, test = (WithTokens(d.table, d.cls) for d in run)
+    specs = [ProbeSpec('max_pooling'), ProbeSpec('self_attention_all_avg', options=dict(heads=2))]
+    bank = ProbeBank(specs, 24, 5)
+    p = predict(bank, test, progress=False)
+    got = adapt_run(train, val, test, p, ['recording', 'prior'], bank=bank)
+    names = [s.name for s in specs]
+    assert got['prior'].probes == ['moment_lda', *names]
+    assert got['recording'].probes == ['moment_lda', names[0]]

@@ -118,8 +118,11 @@ def adapt_run(
     names = combinations(adaptations)
     head = head or fit_head(train)
     out = {'none': head_predictions(head, test)}
-    bank = pooled_heads(bank)
-    priors = _priors(train, val, head, bank) if any('prior' in n for n in names) else {}
+    whole, bank = bank, pooled_heads(bank)
+    whole = (
+        whole if getattr(val, 'tokens', None) is not None else bank
+    )  # heads that can answer `val`
+    priors = _priors(train, val, head, whole) if any('prior' in n for n in names) else {}
     for name in names:
         rule, prior = read_adaptation(name)
         parts = [out['none']] + ([predictions] if predictions is not None else [])
