@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = face(
     'fmhar.analysis',
     {
         'companions': 'closed_form',
-        'view_invariance': 'ViewEraser erase_view view_probe cka_between_views twin_retrieval view_mixing variance_shares invariance',
+        'view_invariance': 'ViewEraser invariance',
         'sentences': '',
     },
 )

@@ -14,9 +14,9 @@ __getattr__, __dir__, __all__ = face(
     {
         'predictions': 'Predictions join',
         'inference': 'predict',
-        'order': 'order_test',
-        'scores': 'score within_pairs calibration',
-        'selection': 'select oracle_gap',
+        'order': '',
+        'scores': 'score within_pairs',
+        'selection': 'select',
         'permutation': 'beats_chance',
         'streaming': 'stream',
     },

@@ -17,8 +17,8 @@ __getattr__, __dir__, __all__ = face(
         'keys': '',
         'pipeline': '',
         'claims': '',
-        'extraction': 'Extraction extract plan',
+        'extraction': 'extract plan',
         'dataset': 'FeatureDataset',
-        'online': 'OnlineDataset',
+        'online': '',
     },
 )

@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = face(
         'networks': 'FinetuneRecipe',
         'frames': '',
         'training': 'Finetuned',
-        'loop': 'finetune predict_videos finetuned task_specific',
+        'loop': 'finetune',
     },
 )

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = face(
         'base': 'FUSIONS Fusion register make_fusion',
         'together': '',
         'attention': '',
-        'thirteen': 'TABLE_3 cost',
+        'thirteen': 'TABLE_3',
         'further': '',
     },
 )

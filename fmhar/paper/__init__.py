@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = face(
         'printed': 'PAPER',
         'layout': '',
         'results': '',
-        'runs': 'compare',
+        'runs': '',
         'tables': 'table2 table3 table4 table5 table6 table7',
         'drawing': 'save_figure',
         'maps': 'figure3',

@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = face(
         'scripts': 'SyntheticConfig',
         'studio': '',
         'film': 'write_synthetic',
-        'assembly': 'assembly_config write_assembly',
+        'assembly': '',
     },
 )
