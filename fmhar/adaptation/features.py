@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from .knowledge import known
-from ..analysis.view_invariance import ViewEraser
+from ..analysis.erasing import ViewEraser
 from ..errors import InputError
 
 # %% ../../nbs/09_adaptation/02_features.ipynb #e48ce534

@@ -13,7 +13,8 @@ __getattr__, __dir__, __all__ = face(
     'fmhar.analysis',
     {
         'companions': 'closed_form',
-        'view_invariance': 'ViewEraser invariance',
+        'view_invariance': 'invariance',
+        'erasing': 'ViewEraser',
         'sentences': '',
     },
 )

@@ -290,12 +290,3 @@ def _rows_of(first: Predictions, other: Predictions, keys: list[str]) -> np.ndar
             do='predict for the same dataset',
         )
     return index.get_indexer(rows)
-
-# %% ../../nbs/07_evaluation/01_predictions.ipynb #916e36e3
-def __getattr__(name: str):
-    "The function that moved to `fmhar.evaluation.inference`"
-    if name == 'predict':
-        from fmhar.evaluation.inference import predict
-
-        return predict
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fmhar.analysis.companions import METHODS
+from fmhar.datasets import READERS  # noqa: F401  (where it was before)
 from fmhar.datasets.segments import read_dataset
 from fmhar.errors import InputError, unknown
 from fmhar.features.options import Augmentation, Clips, Reading, Tokens
