@@ -14,7 +14,7 @@ import torch
 
 from fmhar.contracts import Features
 from fmhar.errors import InputError, unknown
-from fmhar.evaluation.predictions import predict
+from fmhar.evaluation.inference import predict
 
 # %% ../../nbs/07_evaluation/03_order.ipynb #39fc4dcb
 @dataclass(frozen=True)

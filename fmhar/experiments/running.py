@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from fmhar.analysis.companions import closed_form
 from fmhar.backbones.load import Backbone, load_backbone
 from fmhar.errors import InputError
-from fmhar.evaluation.predictions import Predictions, join, predict
+from fmhar.evaluation.inference import predict
+from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.streaming import Streamed, stream
 from fmhar.experiments.clock import Clock
 from fmhar.experiments.description import Experiment, needed, read_segments
