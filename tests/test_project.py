@@ -87,7 +87,7 @@ def test_a_module_is_short(path):
 FLOORS = """
 faces errors contracts | files devices processes metrics | datasets synthetic | backbones
 features fusion | probe | trainer | classifier evaluation | statistics | analysis | adaptation
-finetune | experiments | protocols | paper | explore | demo | study | cli
+finetune | experiments | protocols | paper | explore | demo | study | exchange | cli
 """
 FLOOR = {
     room: floor

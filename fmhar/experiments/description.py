@@ -154,12 +154,24 @@ class Experiment:
         frame = pd.Series({k: str(v) for k, v in self.changed().items()}, name='').head(12)
         return frame.to_frame().to_html()
 
+# %% ../../nbs/11_experiments/01_description.ipynb #c3659fce
+MOMENT_LDA = 'moment_lda'
+
+
+def trained_heads(exp) -> list[str]:
+    "The heads that the bank trains"
+    heads = [head for head in exp.fusions if head != MOMENT_LDA]
+    if not heads:
+        do = 'name a trained head beside it (--fusion average_pooling --fusion moment_lda)'
+        raise InputError('Nothing to train: moment_lda has a closed form', do=do)
+    return heads
+
 # %% ../../nbs/11_experiments/01_description.ipynb #adff9b83
 def read_segments(
     exp: Experiment,
 ) -> pd.DataFrame:  # the segments contract
     "The dataset of an experiment, or an `InputError` for a name it does not know"
-    for text in exp.fusions:
+    for text in trained_heads(exp):
         read_head(text)
     root = Path(exp.root).resolve()
     segments = read_dataset(exp.dataset, root, **dict(exp.reader))

@@ -22,15 +22,15 @@ from fmhar.datasets.pairs import symmetric_pairs
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
 from fmhar.evaluation.scores import METRICS, random_baseline, score
-from fmhar.experiments.description import Experiment
+from fmhar.experiments.description import Experiment, trained_heads
 from fmhar.files import fingerprint
 from fmhar.probe import ProbeSpec, read_head
 
 # %% ../../nbs/11_experiments/03_rows.ipynb #e53e8cd8
 def specs_of(exp: Experiment) -> list[ProbeSpec]:
-    "The probes of an experiment: every head from every seed"
+    "The probes of an experiment: every trained head from every seed"
     seeds = exp.seeds or (exp.seed,)
-    return [replace(read_head(f), seed=seed) for seed in seeds for f in exp.fusions]
+    return [replace(read_head(f), seed=seed) for seed in seeds for f in trained_heads(exp)]
 
 # %% ../../nbs/11_experiments/03_rows.ipynb #c0dca2c7
 LATER = dict(

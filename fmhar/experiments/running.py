@@ -24,7 +24,13 @@ from fmhar.evaluation.inference import predict
 from fmhar.evaluation.predictions import Predictions, join
 from fmhar.evaluation.streaming import Streamed, stream
 from fmhar.experiments.clock import Clock
-from fmhar.experiments.description import Experiment, needed, read_segments
+from fmhar.experiments.description import (
+    MOMENT_LDA,
+    Experiment,
+    needed,
+    read_segments,
+    trained_heads,
+)
 from fmhar.experiments.rows import mean_over_splits, run_name, scored_rows, specs_of
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import Extraction, extract
@@ -167,6 +173,8 @@ def run(
     rows = scored_rows(exp, answers.predictions, backbone, got.clips, answers.adapted)
     if me.first:
         write_rows(exp, rows, backbone, folder)
+    if me.first and exp.adaptation:
+        keep_adapter(exp, trained, backbone, folder)
     return result_of(exp, rows, backbone, got, trained, answers, folder, place)
 
 # %% ../../nbs/11_experiments/04_running.ipynb #8a63b8e2
@@ -198,7 +206,7 @@ def load_encoder(exp: Experiment, device: str = 'auto') -> Backbone:
 # %% ../../nbs/11_experiments/04_running.ipynb #dc9dea2f
 def reads_tokens(exp: Experiment) -> bool:
     "Does any head read all tokens?"
-    return any(FUSIONS[read_head(f).fusion].tokens == 'all' for f in exp.fusions)
+    return any(FUSIONS[read_head(f).fusion].tokens == 'all' for f in trained_heads(exp))
 
 
 def streams(exp: Experiment) -> bool:
@@ -314,6 +322,14 @@ def write_streamed(streamed: Streamed, folder: Path):
     with whole_file(folder / 'failed.csv') as tmp:
         streamed.failed.to_csv(tmp, index=False)
 
+# %% ../../nbs/11_experiments/04_running.ipynb #15c39f1a
+def moment_lda_alone(trained: Trained, predictions: Predictions, place: Place) -> Predictions:
+    "The closed-form head beside the bank"
+    from fmhar.adaptation.apply import adapt_run
+
+    test = FeatureDataset(place.store, predictions.table)
+    return adapt_run(trained.train, None, test, None, [])['none']
+
 # %% ../../nbs/11_experiments/04_running.ipynb #134eae03
 def ask_test_views(
     exp: Experiment, segments, backbone: Backbone, got: Extraction, trained: Trained, folder, place
@@ -340,6 +356,8 @@ def ask_test_views(
             test = FeatureDataset(place.store, predictions.table)
             extra = closed_form(trained.train, trained.val, test, methods=exp.companions)
             predictions = join(predictions, extra)
+        if MOMENT_LDA in exp.fusions:
+            predictions = join(predictions, moment_lda_alone(trained, predictions, place))
     return predictions
 
 # %% ../../nbs/11_experiments/04_running.ipynb #aac4f855
@@ -362,6 +380,17 @@ def answer(
     return Answers(
         predictions, failed, f'predictions {"loaded" if there else "computed now"}', adapted
     )
+
+# %% ../../nbs/11_experiments/04_running.ipynb #570ac31d
+def keep_adapter(exp: Experiment, trained: Trained, backbone: Backbone, folder: Path):
+    "Write new_camera.npz into the folder of the run"
+    from fmhar.adaptation.new_camera import FILE, make_adapter, save_adapter
+
+    encoder = dict(weights=exp.weights, size=exp.size, n_frames=exp.n_frames)
+    adapter = make_adapter(
+        trained.train, backbone, **encoder, precision=exp.precision, seed=exp.seed
+    )
+    save_adapter(adapter, folder / FILE)
 
 # %% ../../nbs/11_experiments/04_running.ipynb #945ab11c
 def adapt(
