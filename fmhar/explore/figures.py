@@ -349,6 +349,20 @@ def class_scores(result, head: str | None = None, view: str | None = None) -> pd
     order = class_order(source.classes)
     return pd.DataFrame(out).set_index('label').loc[order].reset_index()
 
+# %% ../../nbs/13_explore/05_figures.ipynb #50c9000f
+def _resampled(right: np.ndarray, total: np.ndarray):
+    "(K, C) right and all segments of K people -> recall and half its interval, each (C,)"
+    from scipy.stats import t as student
+
+    k = len(total)
+    draws = np.random.default_rng(0).multinomial(k, np.full(k, 1 / k), 2000)  # (R, K)
+    with np.errstate(invalid='ignore'):
+        recall = right.sum(0) / total.sum(0)
+        spread = np.nanstd((draws @ right) / (draws @ total), axis=0)
+    if k < 2:
+        return recall, np.nan
+    return recall, student.ppf(0.975, k - 1) * spread * np.sqrt(k / (k - 1))
+
 # %% ../../nbs/13_explore/05_figures.ipynb #35e89441
 def class_figure(result, head: str | None = None, view: str | None = None, *,
                  width: float = 3.4, ax=None):  # fmt: skip
@@ -384,26 +398,24 @@ def class_figure(result, head: str | None = None, view: str | None = None, *,
     source = as_source(result)
     head, view = source.pick(head), source.pick_view(view)
     scores = class_scores(source, head, view).dropna(subset='recall')
-    names = [f'{c.replace("_", " ")} ({n})' for c, n in zip(scores.label, scores.n)]
-    colours = dict(zip(source.classes, class_colours(len(source.classes))))
+    k = scores.n_clusters.iloc[0]
+    note = f'lines: 95 % intervals, {k} {source.cluster}s' if k > 1 else 'one person: no intervals'
+    place = 'all views' if view is None else source.name(view)
     with mpl.rc_context(STYLE):
         ax, out = axes(ax, width, 0.8 + 0.19 * len(scores))
-        palette = [colours[c] for c in scores.label]
-        sns.barplot(x=100 * scores.recall, y=names, hue=names, palette=palette, legend=False, ax=ax)
-        y = np.arange(len(scores))
-        ax.hlines(y, 100 * scores.low, 100 * scores.high, color='0.25', lw=1)
-        k = scores.n_clusters.iloc[0]
-        note = (
-            f'lines: 95 % intervals, {k} {source.cluster}s' if k > 1 else 'one person: no intervals'
-        )
-        place = 'all views' if view is None else source.name(view)
-        ax.set(
-            xlabel=f'recall (%); {note}',
-            ylabel='',
-            xlim=(0, 100),
-            title=f'{head_name(head)}, {place}',
-        )
+        _recall_bars(ax, scores, source)
+        ax.set(xlabel=f'recall (%); {note}', ylabel='', xlim=(0, 100))
+        ax.set_title(f'{head_name(head)}, {place}')
     return small_print(out, source)
+
+# %% ../../nbs/13_explore/05_figures.ipynb #221ec3e6
+def _recall_bars(ax, scores, source):
+    "A bar a class with the line of its interval"
+    names = [f'{c.replace("_", " ")} ({n})' for c, n in zip(scores.label, scores.n)]
+    colours = dict(zip(source.classes, class_colours(len(source.classes))))
+    palette = [colours[c] for c in scores.label]
+    sns.barplot(x=100 * scores.recall, y=names, hue=names, palette=palette, legend=False, ax=ax)
+    ax.hlines(np.arange(len(scores)), 100 * scores.low, 100 * scores.high, color='0.25', lw=1)
 
 # %% ../../nbs/13_explore/05_figures.ipynb #ffd5f930
 def pair_scores(result, head: str | None = None) -> pd.DataFrame:

@@ -155,11 +155,18 @@ def _panel(ax, t, colour, label, source):
     if label is not None:
         ax.scatter(t.x, t.y, s=2, color='0.85', lw=0)
         t, colour = t[t.label == label], 'view'
-    views = {source.name(v): c for v, c in view_colours(source.views).items()}
-    views |= {v: c for v, c in view_colours(source.views).items() if v in set(t['view'])}
-    known = views if colour == 'view' else {'right': '#009e73', 'wrong': '#d55e00'}
-    groups = list(dict.fromkeys(t[colour]))
-    palette = known if set(groups) <= set(known) else dict(zip(groups, class_colours(len(groups))))
+    palette = _palette(t, colour, source)
     sns.scatterplot(t, x='x', y='y', hue=colour, palette=palette, s=9, linewidth=0.2, ax=ax)
     ax.get_legend().remove()
     ax.set(xlabel='', ylabel='')
+
+# %% ../../nbs/13_explore/06_sheets.ipynb #a15c2cd5
+def _palette(t, colour, source) -> dict:
+    "Group -> colour; views go by their printed names or their keys"
+    known = {'right': '#009e73', 'wrong': '#d55e00'}
+    if colour == 'view':
+        colours = view_colours(source.views)
+        known = {source.name(v): c for v, c in colours.items()}
+        known |= {v: c for v, c in colours.items() if v in set(t['view'])}
+    groups = list(dict.fromkeys(t[colour]))
+    return known if set(groups) <= set(known) else dict(zip(groups, class_colours(len(groups))))
