@@ -144,8 +144,10 @@ def live(bank, train, val=None, *, recipe: Recipe | None = None, checkpoint: str
     ----------
     bank : ProbeBank
         Trained in place.
-    train, val : FeatureDataset
-        As in `fit`; `val` of the trained view.
+    train : FeatureDataset
+        As in `fit`.
+    val : FeatureDataset, optional
+        Of the trained view; default: curves of the loss only.
     recipe : Recipe, optional
         Default: the paper's.
     checkpoint : str or Path, optional
