@@ -12,18 +12,18 @@ from ..errors import InputError
 
 # %% ../../nbs/13_explore/00_explore.ipynb #f0705aa9
 _HOMES = dict(
-    events='player', contact_sheet='figures',
+    events='player', contact_sheet='sheets',
     confusion='mistakes', confusion_figure='figures', confused='figures', answer_shares='figures',
     answer_shares_figure='figures', right_wrong='figures', class_scores='figures', class_figure='figures',
     pair_scores='figures',
-    map='plane', map_figure='figures', map_table='projection',
+    map='plane', map_figure='sheets', map_table='projection',
     attention='looking', attention_figure='looking', attention_table='looking',
     live='training', curves_figure='training', sweep_table='training', sweep_figure='training',
     label='labelling', segments_from_folder='own', recordings='own',
     load_result='fmhar.experiments',
 )  # fmt: skip
 
-
+# %% ../../nbs/13_explore/00_explore.ipynb #7a9e55a4
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
@@ -37,6 +37,6 @@ def __getattr__(name: str):
         raise InputError(f'The package {e.name} is needed for {name}', do=do) from None
     return getattr(module, name)
 
-
+# %% ../../nbs/13_explore/00_explore.ipynb #a3a7c5f7
 def __dir__():
     return sorted(_HOMES)

@@ -40,7 +40,7 @@ def _times(path, size, changed):
     with container:
         return frame_times(container, stream)
 
-
+# %% ../../nbs/13_explore/01_cutting.ipynb #133ff2a4
 def times_of(path: str | Path):  # -> FrameTimes
     "When the frames of a file are shown; remembered until the file changes"
     try:
@@ -52,7 +52,7 @@ def times_of(path: str | Path):  # -> FrameTimes
 # %% ../../nbs/13_explore/01_cutting.ipynb #f377c1ee
 PLAYED = {'h264': ('yuv420p', 'yuvj420p'), 'vp9': ('yuv420p',), 'av1': ('yuv420p',)}
 
-
+# %% ../../nbs/13_explore/01_cutting.ipynb #e87afea7
 def copied(path: str | Path, start: int, end: int) -> Piece | None:
     "Frames `start` to `end` (half-open) as a copy; None where a browser would not play it"
     container, stream = open_video(path)
@@ -65,29 +65,41 @@ def copied(path: str | Path, start: int, end: int) -> Piece | None:
             return None
         first, last = int(times.shown[start]), int(times.shown[end - 1])
         key = int(times.keys[max(bisect_right(times.keys, first) - 1, 0)])
-        left = int(((times.shown >= key) & (times.shown <= last)).sum())
-        packets = []
-        container.seek(key, stream=stream)
-        for packet in read_packets(container, stream):
-            if packet.pts is not None and packet.pts >= key:
-                packets.append(packet)
-                left -= packet.pts <= last
-            if left <= 0:
-                break
-        if left > 0 or key > first:
+        wanted = int(((times.shown >= key) & (times.shown <= last)).sum())
+        packets = _packets_from(container, stream, key, last, wanted)
+        if packets is None or key > first:
             return None
-        out = BytesIO()
-        with av.open(out, 'w', format='mp4') as new:
-            track = new.add_stream_from_template(stream)
-            for packet, (shown, decoded) in zip(packets, _from_zero(packets, key)):
-                packet.pts, packet.dts, packet.stream = shown, decoded, track
-                new.mux(packet)
+        data = _packed(packets, stream, key)
         base, fps = stream.time_base, float(stream.average_rate or 25)
     step = _length(times.shown, start, end) * base
     note = f'{codec.name}, copied from the recording'
-    return Piece(out.getvalue(), float((first - key) * base), float(step), fps, note, True)
+    return Piece(data, float((first - key) * base), float(step), fps, note, True)
 
+# %% ../../nbs/13_explore/01_cutting.ipynb #880cc1e1
+def _packets_from(container, stream, key, last, wanted):
+    "Packets from the key frame on until `wanted` of them are shown by `last`; None: some are missing"
+    packets = []
+    container.seek(key, stream=stream)
+    for packet in read_packets(container, stream):
+        if packet.pts is not None and packet.pts >= key:
+            packets.append(packet)
+            wanted -= packet.pts <= last
+        if wanted <= 0:
+            break
+    return None if wanted > 0 else packets
 
+# %% ../../nbs/13_explore/01_cutting.ipynb #7705d2b0
+def _packed(packets, stream, key) -> bytes:
+    "An MP4 file of packets, with times from the key frame on"
+    out = BytesIO()
+    with av.open(out, 'w', format='mp4') as new:
+        track = new.add_stream_from_template(stream)
+        for packet, (shown, decoded) in zip(packets, _from_zero(packets, key)):
+            packet.pts, packet.dts, packet.stream = shown, decoded, track
+            new.mux(packet)
+    return out.getvalue()
+
+# %% ../../nbs/13_explore/01_cutting.ipynb #6b5571da
 def _from_zero(packets, key):
     "When each is shown and decoded, counted from the key frame; Matroska keeps no decoding times"
     shown = [p.pts - key for p in packets]
@@ -97,7 +109,7 @@ def _from_zero(packets, key):
     late = max(a - b for a, b in zip(order, shown))
     return [(t, a - late) for t, a in zip(shown, order)]
 
-
+# %% ../../nbs/13_explore/01_cutting.ipynb #32b6ef62
 def _length(shown, start, end):
     "How long frames are shown, in units of the stream; the last of a file as long as the one before"
     if end < len(shown):
@@ -125,7 +137,7 @@ def encoded(path: str | Path, start: int, end: int, fps: float, height: int = 48
     note = 'encoded as H.264 for the browser' + ('' if n == end - start else f', {n} frames left')
     return Piece(out.getvalue(), 0.0, n / fps, fps, note, False)
 
-
+# %% ../../nbs/13_explore/01_cutting.ipynb #59a993e8
 def _track(new, height, width, rate, most):
     "An H.264 stream of even sides, not higher than `most`"
     k = min(1, most / height)

@@ -41,7 +41,7 @@ def camera(source: Source, row, head: str | None, colours: list[str]) -> dict:
         right=source.classes[best] == row.label, prediction=source.classes[best], top=top
     )
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #2d8161ec
 def activity(source: Source, row, head: str | None) -> dict:
     "All segments of the recording that a row is in: start, end, truth, answer, event"
     rows, rate = source.recording(row), source.rate(row)
@@ -81,7 +81,7 @@ def about_event(source: Source, event: str, head: str | None) -> dict:
 # %% ../../nbs/13_explore/03_player.ipynb #67347883
 RIGHT, WRONG, NEITHER = '#009e73', '#d55e00', '#999999'
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #f1a52c78
 def still(source: Source, event: str, head: str | None, *, columns: int = 6) -> Image.Image:
     "The middle frame of each camera, framed by whether the answer is right"
     cameras = about_event(source, event, head)['cameras']
@@ -101,7 +101,7 @@ def still(source: Source, event: str, head: str | None, *, columns: int = 6) -> 
         draw.text((corner[0] + 4, corner[1] + 182), (sign + c.get('prediction', ''))[:28], colour)
     return sheet
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #e486e2c0
 def thumbnail(row, source, side=160):
     "The middle frame of a row, or grey where it cannot be had"
     try:
@@ -131,18 +131,18 @@ class Still:
     def _words(self) -> str:
         return f'{type(self).__name__}: run this cell to use it'
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #360ca3d5
 def png(figure) -> dict:
     "A figure as such a picture"
     picture = base64.b64encode(figure._repr_png_()).decode()
     return {'image/png': picture, 'text/plain': 'its figure'}
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #b93c7f11
 def asset(name: str) -> str:
     "Text of a file that lies beside this module"
     return (files('fmhar.explore') / name).read_text(encoding='utf-8')
 
-
+# %% ../../nbs/13_explore/03_player.ipynb #9ec893bf
 class Player(Still, anywidget.AnyWidget):
     "Cameras in step; `event`, `head` and `kind` can be set and observed"
 

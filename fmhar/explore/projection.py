@@ -18,6 +18,9 @@ import pandas as pd
 from ..errors import InputError, unknown
 
 # %% ../../nbs/13_explore/04_projection.ipynb #e6a8a990
+METHODS = 'PCA', 't-SNE', 'UMAP'
+
+# %% ../../nbs/13_explore/04_projection.ipynb #00acf874
 def pca(x: np.ndarray, n: int, seed: int = 0) -> np.ndarray:  # (N, n)
     "The first principal components"
     from sklearn.decomposition import PCA
@@ -26,27 +29,33 @@ def pca(x: np.ndarray, n: int, seed: int = 0) -> np.ndarray:  # (N, n)
     y = PCA(n, random_state=seed, svd_solver='randomized').fit_transform(x)
     return y if n > 1 else np.pad(y, ((0, 0), (0, 1)))
 
-
+# %% ../../nbs/13_explore/04_projection.ipynb #2d6fe1a6
 def plane(x: np.ndarray, method: str, *, perplexity=30.0, neighbours=15, seed=0) -> np.ndarray:
     "(N, D) vectors -> (N, 2) places; fewer neighbours where there are few vectors"
     x = np.asarray(x, np.float32)
     if method == 'PCA':
         return pca(x, 2, seed)
-    x = pca(x, 50, seed)
     if method == 't-SNE':
-        from sklearn.manifold import TSNE
-
-        near = max(1.0, min(perplexity, (len(x) - 1) / 3))
-        return TSNE(perplexity=near, init='pca', random_state=seed).fit_transform(x)
+        return _tsne(pca(x, 50, seed), perplexity, seed)
     if method == 'UMAP':
-        from umap import UMAP
-
-        near = max(2, min(int(neighbours), len(x) - 1))
-        return UMAP(n_neighbors=near, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(x)
+        return _umap(pca(x, 50, seed), neighbours, seed)
     raise unknown('map', method, METHODS)
 
+# %% ../../nbs/13_explore/04_projection.ipynb #2da6fd69
+def _tsne(x, perplexity, seed):
+    "Places by t-SNE"
+    from sklearn.manifold import TSNE
 
-METHODS = 'PCA', 't-SNE', 'UMAP'
+    near = max(1.0, min(perplexity, (len(x) - 1) / 3))
+    return TSNE(perplexity=near, init='pca', random_state=seed).fit_transform(x)
+
+# %% ../../nbs/13_explore/04_projection.ipynb #f86377e6
+def _umap(x, neighbours, seed):
+    "Places by UMAP"
+    from umap import UMAP
+
+    near = max(2, min(int(neighbours), len(x) - 1))
+    return UMAP(n_neighbors=near, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(x)
 
 # %% ../../nbs/13_explore/04_projection.ipynb #0802e182
 class Projecting:
@@ -83,7 +92,7 @@ class Projecting:
         if not self.done:
             self._process.kill()
 
-
+# %% ../../nbs/13_explore/04_projection.ipynb #e23dc8e8
 def main(folder: str):
     "What the other process does"
     how = json.loads((Path(folder) / 'how.json').read_text())
@@ -91,7 +100,7 @@ def main(folder: str):
     np.save(Path(folder) / 'y.part.npy', y)
     (Path(folder) / 'y.part.npy').rename(Path(folder) / 'y.npy')
 
-
+# %% ../../nbs/13_explore/04_projection.ipynb #b2317e24
 if __name__ == '__main__' and len(sys.argv) == 2 and Path(sys.argv[1]).is_dir():
     main(sys.argv[1])
 
@@ -107,7 +116,7 @@ def points(source, head: str) -> pd.DataFrame:
     right = np.where(out.answer == out.label, 'right', 'wrong')
     return out.assign(right=right, confidence=p.max(1))
 
-
+# %% ../../nbs/13_explore/04_projection.ipynb #c9d04f81
 def vectors(source, head: str) -> np.ndarray:  # (n, D')
     "Fused vectors of a head; of closed-form heads the mean class token"
     from fmhar.experiments.running import embed
@@ -115,12 +124,15 @@ def vectors(source, head: str) -> np.ndarray:  # (n, D')
     if source.result is None:
         do = 'give a result of `run` or `load_result`'
         raise InputError('Predictions alone hold no vectors to map', do=do)
-    if head not in [spec.name for spec in source.result.bank.specs]:
-        test = source.result.test
-        sums = np.zeros((int(test.segments.max()) + 1, test.dim))
-        np.add.at(sums, test.segments.numpy(), test.cls.float().mean(1).numpy())
-        return sums / np.bincount(test.segments)[:, None]
-    return embed(source.result, head)
+    trained = head in [spec.name for spec in source.result.bank.specs]
+    return embed(source.result, head) if trained else _mean_cls(source.result.test)
+
+# %% ../../nbs/13_explore/04_projection.ipynb #e6d063c5
+def _mean_cls(test) -> np.ndarray:  # (n, D)
+    "Mean class token of every segment"
+    sums = np.zeros((int(test.segments.max()) + 1, test.dim))
+    np.add.at(sums, test.segments.numpy(), test.cls.float().mean(1).numpy())
+    return sums / np.bincount(test.segments)[:, None]
 
 # %% ../../nbs/13_explore/04_projection.ipynb #1aa4a21e
 def map_table(result, heads=None, *, method: str = 't-SNE', perplexity: float = 30.0,

@@ -164,7 +164,7 @@ def as_source(given) -> Source:
     expected = 'a result (of `run` or `load_result`), predictions, or a table of segments'
     raise InputError('Nothing to explore in this', expected=expected, found=type(given).__name__)
 
-
+# %% ../../nbs/13_explore/02_source.ipynb #429940ed
 def head_name(head: str) -> str:
     "How a head is called in menus and titles"
     return printed(head).replace('Self-Attention -', 'Self-Attention-')
