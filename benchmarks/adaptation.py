@@ -22,7 +22,8 @@ from fmhar.adaptation.apply import CANDIDATES
 from fmhar.adaptation.features import centred
 from fmhar.adaptation.knowledge import known
 from fmhar.adaptation.logits import PriorMatching
-from fmhar.adaptation.moment_lda import SHRINKAGES, MomentLDA, standard_tokens, temporal_features
+from fmhar.adaptation.moment_lda import SHRINKAGES, MomentLDA
+from fmhar.adaptation.moments import standard_tokens, temporal_features
 from fmhar.contracts import Features
 from fmhar.evaluation.predictions import Predictions
 from fmhar.fusion.base import FUSIONS

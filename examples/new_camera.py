@@ -24,7 +24,8 @@ from fmhar.adaptation.apply import CANDIDATES
 from fmhar.adaptation.features import Centre, centred, move
 from fmhar.adaptation.knowledge import Known, known
 from fmhar.adaptation.logits import T3A, Lame, PriorMatching, finite, lame_logits, t3a_logits
-from fmhar.adaptation.moment_lda import MomentLDA, standard_tokens, temporal_features
+from fmhar.adaptation.moment_lda import MomentLDA
+from fmhar.adaptation.moments import standard_tokens, temporal_features
 from fmhar.backbones.load import load_backbone
 from fmhar.contracts import Features
 from fmhar.datasets.clips import even_frames, random_frames

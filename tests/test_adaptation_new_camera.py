@@ -22,6 +22,7 @@ from fmhar.datasets.segments import as_segments
 from fmhar.errors import InputError
 from fmhar.features.dataset import FeatureDataset
 from fmhar.features.extraction import extract
+from fmhar.features.options import Reading
 from fmhar.features.store import FeatureStore
 
 N = 120  # frames of a video
@@ -50,7 +51,7 @@ def made(tmp_path_factory):
     encoder = dict(weights=None, size=28, n_frames=4, precision='fp32', seed=0)
     backbone = load_backbone(str(root / 'encoder'), **encoder)
     store = FeatureStore(root / 'run' / 'features')
-    got = extract(segments, backbone, store, workers=0, progress=False)
+    got = extract(segments, backbone, store, reading=Reading(workers=0), progress=False)
     adapter = make_adapter(FeatureDataset(store, got.clips), backbone, **encoder)
     adapter.encoder['name'] = str(root / 'encoder')
     save_adapter(adapter, root / 'run' / 'runs' / 'abc' / FILE)

@@ -10,11 +10,10 @@ from fmhar.adaptation.moment_lda import (
     Scatter,
     calibrated,
     fit_batches,
-    legendre,
-    temporal_features,
     within_rows,
     within_sums,
 )
+from fmhar.adaptation.moments import legendre, temporal_features
 from fmhar.errors import InputError
 
 T = 6

@@ -10,11 +10,24 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 
-from .knowledge import known
+from .knowledge import known, sets_of
 from ..analysis.erasing import ViewEraser
 from ..errors import InputError
 
 # %% ../../nbs/09_adaptation/02_features.ipynb #e48ce534
+def _numbers(x) -> np.ndarray:
+    "Arrays of floats; halves become singles, for sums"
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.itemsize < 4 or x.dtype.kind != 'f' else x
+
+# %% ../../nbs/09_adaptation/02_features.ipynb #50e19548
+def _mean_and_spread(x):
+    "Over clips, and over frames where there are any"
+    x = _numbers(x)
+    axes = (0,) if x.ndim == 2 else (0, 1)
+    return x.mean(axes), x.std(axes)
+
+# %% ../../nbs/09_adaptation/02_features.ipynb #dbfb9d3d
 class Centre(TransformerMixin, BaseEstimator):
     """Move the new camera's mean to the old one's, and its spread if wanted.
 
@@ -59,20 +72,13 @@ class Centre(TransformerMixin, BaseEstimator):
         )
         return (_numbers(x) - at) * factor + home
 
-
-def _numbers(x) -> np.ndarray:
-    "Arrays of floats; halves become singles, for sums"
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype.itemsize < 4 or x.dtype.kind != 'f' else x
-
-
-def _mean_and_spread(x):
-    "Over clips, and over frames where there are any"
-    x = _numbers(x)
-    axes = (0,) if x.ndim == 2 else (0, 1)
-    return x.mean(axes), x.std(axes)
-
 # %% ../../nbs/09_adaptation/02_features.ipynb #075c59d4
+def _power(a: np.ndarray, exponent: float) -> np.ndarray:
+    "Of a symmetric positive matrix"
+    values, vectors = np.linalg.eigh(a)
+    return (vectors * values**exponent) @ vectors.T
+
+# %% ../../nbs/09_adaptation/02_features.ipynb #90a2b9d3
 class Coral(TransformerMixin, BaseEstimator):
     """Give the new camera's features the old one's covariance.
 
@@ -118,19 +124,13 @@ class Coral(TransformerMixin, BaseEstimator):
         shrunk = (1 - self.shrinkage) * s + self.shrinkage * level * np.eye(len(s))
         return mean, shrunk if level > 0 else np.eye(len(s))
 
-
-def _power(a: np.ndarray, exponent: float) -> np.ndarray:
-    "Of a symmetric positive matrix"
-    values, vectors = np.linalg.eigh(a)
-    return (vectors * values**exponent) @ vectors.T
-
 # %% ../../nbs/09_adaptation/02_features.ipynb #11ae73a7
 class EraseView(TransformerMixin, BaseEstimator):
     """Take off what tells the new camera from the old one, linearly.
 
     Notes
     -----
-    LEACE, Belrose et al. (2023), as `fmhar.invariance.ViewEraser`. Heads must be fitted on erased
+    LEACE, Belrose et al. (2023), as `fmhar.analysis.erasing.ViewEraser`. Heads must be fitted on erased
     features of the old camera too, which `transform` gives as well.
 
     Examples
@@ -189,29 +189,6 @@ class AcrossViews(TransformerMixin, BaseEstimator):
         return np.asarray(x, float) @ self.turn_
 
 # %% ../../nbs/09_adaptation/02_features.ipynb #dd34043d
-def move(
-    estimator,  # Centre, Coral ...; cloned for every set of known clips
-    old: np.ndarray | None,  # (m, ...) of the trained camera
-    x: np.ndarray,  # (n, ...) of the table's clips
-    table: pd.DataFrame,
-    rule: str,
-) -> tuple[np.ndarray, np.ndarray]:  # like x; bool (n,): was anything known?
-    "Features of every clip, moved by what may be known of its camera"
-    x = _numbers(x)
-    out, moved = x.copy(), np.zeros(len(x), bool)
-    home = None if old is None else _mean_and_spread(old)
-    if home is not None and type(estimator) is Centre and not estimator.scale:
-        return _centred(home[0], x, table, rule)
-    for block in known(table, rule):
-        sets, which = np.unique(block.may, axis=0, return_inverse=True)
-        for i, may in enumerate(sets):
-            if may.any():
-                asked = block.asked[which.ravel() == i]
-                out[asked] = clone(estimator).fit(old, x[block.known[may]]).transform(x[asked])
-                moved[asked] = True
-    return out, moved
-
-
 def _centred(home, x, table, rule):
     "The same as fitting `Centre` for each clip, from means of clips"
     of_clips = x if x.ndim == 2 else x.mean(1)
@@ -221,6 +198,24 @@ def _centred(home, x, table, rule):
         at = block.mean(of_clips)[some]
         asked = block.asked[some]
         out[asked] = x[asked] - (at if x.ndim == 2 else at[:, None]) + home
+        moved[asked] = True
+    return out, moved
+
+# %% ../../nbs/09_adaptation/02_features.ipynb #62020136
+def move(
+    estimator,  # Centre, Coral ...; cloned for every set of known clips
+    old: np.ndarray | None,  # (m, ...) of the trained camera
+    x: np.ndarray,  # (n, ...) of the table's clips
+    table: pd.DataFrame,
+    rule: str,
+) -> tuple[np.ndarray, np.ndarray]:  # like x; bool (n,): was anything known?
+    "Features of every clip, moved by what may be known of its camera"
+    x = _numbers(x)
+    if old is not None and type(estimator) is Centre and not estimator.scale:
+        return _centred(_mean_and_spread(old)[0], x, table, rule)
+    out, moved = x.copy(), np.zeros(len(x), bool)
+    for asked, seen in sets_of(known(table, rule)):
+        out[asked] = clone(estimator).fit(old, x[seen]).transform(x[asked])
         moved[asked] = True
     return out, moved
 

@@ -33,7 +33,7 @@ class Known:
 # %% ../../nbs/09_adaptation/01_knowledge.ipynb #db3937a3
 KNOWLEDGE = {}  # name -> rule
 
-
+# %% ../../nbs/09_adaptation/01_knowledge.ipynb #a8d2efbf
 def _rule(name: str):
     "Enter a rule under its name"
 
@@ -56,7 +56,7 @@ def _blocks(table: pd.DataFrame) -> Iterator[np.ndarray]:
     by = ['view', 'recording' if 'recording' in table else 'path']
     yield from table.groupby(by, sort=False).indices.values()
 
-
+# %% ../../nbs/09_adaptation/01_knowledge.ipynb #7866c814
 @_rule('recording')
 def _recording(table: pd.DataFrame) -> Iterator[Known]:
     "Other clips of the same recording"
@@ -82,7 +82,7 @@ def _camera(table: pd.DataFrame) -> Iterator[Known]:
         who = table.subject.to_numpy()[rows]
         yield Known(rows, rows, who[:, None] != who)
 
-
+# %% ../../nbs/09_adaptation/01_knowledge.ipynb #0078210d
 @_rule('footage')
 def _footage(table: pd.DataFrame) -> Iterator[Known]:
     "All clips of the same camera but the asked segment's"
@@ -99,7 +99,7 @@ def _synchronous(table: pd.DataFrame) -> Iterator[Known]:
     for block in _camera(table):
         yield Known(block.asked, block.known, block.may & shared[block.known])
 
-
+# %% ../../nbs/09_adaptation/01_knowledge.ipynb #c8f2803b
 def twins(
     table: pd.DataFrame,  # event, view, clip; attrs['trained_view']
     rows: np.ndarray,  # of a new camera
@@ -115,38 +115,10 @@ def twins(
 
 # %% ../../nbs/09_adaptation/01_knowledge.ipynb #430cf6e0
 def known(
-    table: pd.DataFrame,
-    rule: str,
-) -> list[Known]:
-    """Which clips may be looked at for each tested clip.
-
-    Parameters
-    ----------
-    table : DataFrame
-        One row = one clip, with the columns segment, event, view, subject, path, start, end;
-        `attrs['trained_view']` names the old camera. Optional: recording.
-    rule : str
-        A key of `KNOWLEDGE`: `'none'`, `'recording'`, `'causal'`, `'camera'`, `'footage'`,
-        `'synchronous'`.
-
-    Returns
-    -------
-    list of Known
-        Blocks of rows; every row is asked exactly once.
-
-    Raises
-    ------
-    InputError
-        For an unknown rule, or a table in which the rule finds nothing for any clip.
-
-    Examples
-    --------
-    >>> t = pd.DataFrame(dict(segment=[0, 1], event=[0, 1], view='side', subject='ann', path='a',
-    ...                       start=[0, 9], end=[9, 18]))
-    >>> known(t, 'causal')[0].may
-    array([[False, False],
-           [ True, False]])
-    """
+    table: pd.DataFrame,  # a row a clip: segment, event, view, subject, path, start, end; recording
+    rule: str,  # a key of `KNOWLEDGE`; `synchronous` needs attrs['trained_view']
+) -> list[Known]:  # blocks of rows; every row is asked exactly once
+    "Which clips may be looked at for each tested clip"
     if rule not in KNOWLEDGE:
         raise unknown('kind of knowledge', rule, KNOWLEDGE)
     hidden = table.drop(columns='label', errors='ignore').reset_index(drop=True)
@@ -155,3 +127,14 @@ def known(
         do = 'give a column `recording` that is equal for clips of one recording'
         raise InputError(f'No clip knows another by the rule {rule!r}', found=len(table), do=do)
     return blocks
+
+# %% ../../nbs/09_adaptation/01_knowledge.ipynb #046c54b2
+def sets_of(
+    blocks: list[Known],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # asked rows, known rows; where any are known
+    "Clips that share what may be known"
+    for block in blocks:
+        sets, which = np.unique(block.may, axis=0, return_inverse=True)
+        for i, may in enumerate(sets):
+            if may.any():
+                yield block.asked[which.ravel() == i], block.known[may]
