@@ -37,7 +37,7 @@ def print_version(wanted: bool):
         print(f'fmhar {code_version()}')
         raise typer.Exit()
 
-
+# %% ../nbs/14_commands/04_cli.ipynb #020e144e
 @app.callback()
 def about(
     version: Annotated[

@@ -184,7 +184,7 @@ def _priors(train, val, head: MomentLDA, bank) -> dict[str, PriorMatching]:  # p
         out |= {k: PriorMatching().fit(z, p.labels, shares) for k, z in zip(p.probes, p.logits)}
     return out
 
-
+# %% ../../nbs/09_adaptation/06_apply.ipynb #f5d62d1c
 def _matched(p: Predictions, blocks, priors: dict[str, PriorMatching]) -> Predictions | None:
     "The heads that have a fitted matching, matched"
     names = [name for name in p.probes if name in priors]

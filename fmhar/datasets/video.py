@@ -240,7 +240,7 @@ def _gop(keys, time):
     "Index of the last key frame up to a time"
     return max(bisect_right(keys, time) - 1, 0)
 
-
+# %% ../../nbs/01_datasets/08_video.ipynb #88cfc282
 def _packets_from(container, stream, keys, goal):
     "Packets from a key frame on, or from an earlier one if the container lands late"
     for key in reversed(keys[: goal + 1]):

@@ -103,7 +103,7 @@ def _by_annotation(s: Predictions, kept, people, moments) -> tuple:
     first = np.unique(place, return_index=True)[1]
     return counts, np.bincount(place), y[first], owner[first]
 
-
+# %% ../../nbs/07_evaluation/07_permutation.ipynb #67e84bec
 def _balanced(counts: np.ndarray, size: np.ndarray, label: np.ndarray) -> np.ndarray:  # (P,)
     "Balanced accuracy if the annotations had these labels"
     total = np.bincount(label, size)

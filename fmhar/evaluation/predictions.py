@@ -275,7 +275,7 @@ def _named(run: str, p: Predictions) -> Predictions:
     "Segments of one run, its name before each probe's"
     return replace(p.mean_clips(), probes=[f'{run}/{probe}' for probe in p.probes])
 
-
+# %% ../../nbs/07_evaluation/01_predictions.ipynb #71419c4a
 def _rows_of(first: Predictions, other: Predictions, keys: list[str]) -> np.ndarray:
     "Where the other has each row of the first"
     rows = pd.MultiIndex.from_frame(first.table[keys])

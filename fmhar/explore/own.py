@@ -74,7 +74,7 @@ def at_frames(cameras: pd.DataFrame, start: float, end: float, offsets: dict) ->
     out = cameras[['path', 'view', 'fps']].assign(start=first, end=np.maximum(last, first + 1))
     return out.reset_index(drop=True)
 
-
+# %% ../../nbs/13_explore/10_own.ipynb #6a930d58
 def splits(recording: pd.Series, event: pd.Series, test=None) -> list[str]:
     "Whole recordings for training or test; of one recording every third event"
     names = sorted(recording.unique())

@@ -272,7 +272,13 @@ def plan(
 
     Parameters
     ----------
-    segments, backbone, store, clips, tokens, reading
+    segments : DataFrame
+        The segments table, as for `extract`.
+    backbone : Backbone
+        The frozen encoder.
+    store : FeatureStore
+        What it holds already is not counted.
+    clips, tokens, reading : Clips, Tokens, Reading
         As for `extract`. With an online augmentation nothing of the training segments is written,
         and the hours are those of encoding every epoch.
 

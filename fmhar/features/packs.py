@@ -25,7 +25,7 @@ def _read_npz(path: Path) -> dict:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
-
+# %% ../../nbs/04_features/09_packs.ipynb #5ab3434c
 def _read_h5(path: Path) -> dict:
     import h5py  # optional: pip install h5py
 

@@ -96,7 +96,7 @@ def make_groups(
         groups[lr, recipe.weight_decay if decayed else 0.0].append(p)
     return [dict(params=p, lr=lr, base_lr=lr, weight_decay=wd) for (lr, wd), p in groups.items()]
 
-
+# %% ../../nbs/10_finetune/03_training.ipynb #14f83fe6
 def make_optimizer(net: Finetuned) -> torch.optim.Optimizer:
     "SGD with momentum, or AdamW"
     groups = make_groups(net.model, FINETUNE[net.name].head, net.recipe)
@@ -150,7 +150,7 @@ def backward(net, clips, labels, n):
     loss.backward()
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
-
+# %% ../../nbs/10_finetune/03_training.ipynb #5e5ed4a5
 def set_lr(run: Training, step: int, steps: int):
     "Warm-up, then cosine"
     recipe = run.net.recipe
@@ -210,7 +210,7 @@ def save_checkpoint(run: Training, file: Checkpoint):
         seconds=run.net.seconds,
     )
 
-
+# %% ../../nbs/10_finetune/03_training.ipynb #ecec5d12
 def load_checkpoint(run: Training, file: Checkpoint):
     "Continue where a checkpoint ends, if there is one"
     state = file.read()
