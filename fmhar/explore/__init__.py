@@ -38,5 +38,11 @@ def __getattr__(name: str):
     return getattr(module, name)
 
 # %% ../../nbs/13_explore/00_explore.ipynb #a3a7c5f7
+_SHOWN = (
+    'attention class_scores confusion confusion_figure contact_sheet events label live map map_figure '
+    'right_wrong segments_from_folder'
+)
+
+
 def __dir__():
-    return sorted(_HOMES)
+    return _SHOWN.split()
