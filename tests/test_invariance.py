@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
 from fmhar.analysis import view_invariance as inv
+from fmhar.analysis.erasing import ViewEraser, erase_view
 from fmhar.analysis.sentences import erasing, ranking, telling
 from fmhar.errors import InputError
 from fmhar.evaluation.predictions import Predictions
@@ -179,7 +180,7 @@ def test_a_part_that_is_not_there_has_no_share():
 @pytest.mark.parametrize('dim', [8, 200])  # more rows than features, and fewer
 def test_after_erasure_no_linear_map_knows_the_view(dim):
     x, table = vectors(np.random.default_rng(0), view=2, dim=dim)
-    erased = inv.ViewEraser().fit(x, table.view).transform(x)
+    erased = ViewEraser().fit(x, table.view).transform(x)
     means = pd.DataFrame(erased).groupby(table.view.to_numpy()).mean().to_numpy()
     assert np.abs(means - erased.mean(0)).max() < 1e-8  # equal means: guardedness
     said = LogisticRegression(C=1e3, max_iter=2000).fit(erased, table.view).predict_proba(erased)
@@ -198,13 +199,13 @@ def test_erasure_is_the_published_formula():
     whitened = w @ centred.T @ (z - z.mean(0)) / len(x)
     projection = whitened @ np.linalg.pinv(whitened)
     expected = x - centred @ (root @ projection @ w).T
-    erased = inv.ViewEraser().fit(x, table.view).transform(x)
+    erased = ViewEraser().fit(x, table.view).transform(x)
     np.testing.assert_allclose(erased, expected, atol=1e-8)
 
 
 def test_erasure_keeps_the_action_and_is_done_once():
     x, table = vectors(np.random.default_rng(0), view=3)
-    eraser = inv.ViewEraser().fit(x, table.view)
+    eraser = ViewEraser().fit(x, table.view)
     erased = eraser.transform(x)
     np.testing.assert_allclose(eraser.transform(erased), erased, atol=1e-8)
     assert inv.silhouette(erased, table.label) > inv.silhouette(x, table.label) + 0.05
@@ -215,7 +216,7 @@ def test_erasure_keeps_the_action_and_is_done_once():
 def test_one_view_has_nothing_to_erase():
     x, table = vectors(np.random.default_rng(0))
     one = (table.view == 'top').to_numpy()
-    eraser = inv.ViewEraser().fit(x[one], table.view[one])
+    eraser = ViewEraser().fit(x[one], table.view[one])
     np.testing.assert_array_equal(eraser.transform(x), x)
 
 
@@ -225,7 +226,7 @@ def test_a_head_of_one_view_works_on_others_once_the_view_is_erased():
     x, table = vectors(rng, action=2, event=0.3, view=6, noise=0.3, dim=12)
     trained = (table.view == 'front').to_numpy()
     head = LogisticRegression(max_iter=500).fit(x[trained], table.label[trained])
-    erased = inv.erase_view(x, table, trained_view='front')
+    erased = erase_view(x, table, trained_view='front')
     before, after = (head.score(v[~trained], table.label[~trained]) for v in (x, erased))
     assert before < 0.6 and after > 0.95
     assert head.score(erased[trained], table.label[trained]) > 0.95
@@ -234,11 +235,11 @@ def test_a_head_of_one_view_works_on_others_once_the_view_is_erased():
 def test_an_eraser_never_saw_the_person_it_is_applied_to():
     x, table = vectors(np.random.default_rng(0))
     mine = (table.subject == 2).to_numpy()
-    before = inv.erase_view(x, table, trained_view='front')
+    before = erase_view(x, table, trained_view='front')
     y = x.copy()
     y[mine] *= 10
-    after = inv.erase_view(y, table, trained_view='front')
-    eraser = inv.ViewEraser().fit(x[~mine], table.view[~mine])
+    after = erase_view(y, table, trained_view='front')
+    eraser = ViewEraser().fit(x[~mine], table.view[~mine])
     home = x[~mine & (table.view == 'front')].mean(0) - x[~mine].mean(0)
     np.testing.assert_allclose(before[mine], eraser.transform(x[mine]) + home)
     np.testing.assert_allclose(after[mine], eraser.transform(10 * x[mine]) + home)

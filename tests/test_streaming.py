@@ -157,7 +157,7 @@ def test_two_paths_to_one_file_lose_no_clip(test_views, backbone, bank, tmp_path
         Path(other[path]).symlink_to(path) if way == 'link' else shutil.copy(path, other[path])
     twice = pd.concat([few, few.assign(path=few.path.map(other), view='twin')], ignore_index=True)
     twice.attrs = few.attrs
-    options = QUIET | dict(identity='content' if way == 'copy' else 'state')
+    options = QUIET | dict(reading=Reading(identity='content' if way == 'copy' else 'state'))
     store = FeatureStore(tmp_path / 's')
     got = stream(twice, backbone, bank, store, tmp_path / 'parts', **options)
     table, logits = got.predictions.table, got.predictions.logits
@@ -175,5 +175,7 @@ def test_a_broken_file_is_named_at_both_paths(test_views, backbone, bank, tmp_pa
     both = pd.concat(rows, ignore_index=True)
     both.attrs = one.attrs
     store = FeatureStore(tmp_path / 's')
-    failed = stream(both, backbone, bank, store, tmp_path, identity='content', **QUIET).failed
+    failed = stream(
+        both, backbone, bank, store, tmp_path, **QUIET | dict(reading=Reading(identity='content'))
+    ).failed
     assert failed.n_clips.tolist() == [2, 2] and failed.message[0] == failed.message[1]

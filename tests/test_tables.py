@@ -536,7 +536,7 @@ def test_the_page_of_a_table_holds_for_any_study(n, kind, tmp_path, monkeypatch,
     segments = pd.concat([clips, clips.assign(split='train')])
     segments.attrs = clips.attrs
     monkeypatch.setattr('fmhar.study.from_environment', lambda: study)
-    monkeypatch.setattr('fmhar.paper.tables.collect_networks', lambda *args: networks)
+    monkeypatch.setattr('fmhar.paper.runs.collect_networks', lambda *args: networks)
     monkeypatch.setattr('fmhar.experiments.read_segments', lambda exp: segments)
     path = Path(__file__).parent.parent / f'nbs/results/table{n}.ipynb'
     names = {}

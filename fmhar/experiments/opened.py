@@ -114,7 +114,13 @@ class LoadedResult:
     @cached_property
     def history(self) -> History:
         "Loss and validation accuracy by epoch"
-        return History(**self._checkpoint['history'])
+        state = self._checkpoint
+        history = History(**state['history'])
+        last = max((row['epoch'] for row in history.rows), default=0)
+        for name in (spec.name for spec in specs_of(self.experiment)):  # as the training kept them
+            if name in state['best'] or name not in history.stopped:
+                history.kept[name] = state['best'].get(name, dict(epoch=last))['epoch']
+        return history
 
     @cached_property
     def bank(self) -> ProbeBank:
