@@ -20,7 +20,7 @@ def face(package: str, rooms: dict[str, str], packages: str = '') -> tuple:
     def find(name):
         if name.startswith('__'):
             raise AttributeError(f'module {package!r} has no attribute {name!r}')
-        if name in packages.split():
+        if name in packages.split() or name in rooms and name not in home:
             return import_module(f'{package}.{name}')
         for module in [home[name]] if name in home else () if packages else rooms:
             found = getattr(import_module(f'{package}.{module}'), name, None)

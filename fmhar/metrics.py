@@ -231,14 +231,14 @@ def halves(
     >>> halves(['a', 'a', 'b'], ['train'] * 3, ['a', 'b']).half.tolist()
     ['common', 'rare']
     """
-    labels, splits = pd.Series(list(labels)), np.array(list(splits))
-    known = ['all', *pd.unique(splits)]
+    named, sides = pd.Series(list(labels)), np.array(list(splits))
+    known = ['all', *pd.unique(sides)]
     if basis not in known:
         raise unknown('basis of the count', basis, known)
-    odd = set(labels) - set(classes)
+    odd = set(named) - set(classes)
     if odd:
         raise unknown('class', min(odd), classes)
-    counted = labels if basis == 'all' else labels[splits == basis]
+    counted = named if basis == 'all' else named[sides == basis]
     n = counted.value_counts().reindex(classes, fill_value=0)
     n = n.sort_values(ascending=False, kind='stable')
     half = np.where(np.arange(len(n)) < (len(n) + 1) // 2, 'common', 'rare')
